@@ -1,0 +1,25 @@
+"""charlm: character-level language models with recurrent networks.
+
+import charlm
+model = charlm.load("runs/…/checkpoints/best.ckpt")
+print(model.generate("for those", 300))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from charlm.language_model import LanguageModel
+
+__all__ = ["UsageError", "load"]
+
+
+def load(path: str | Path | None = None) -> LanguageModel:
+    """Open a checkpoint file or run folder (default: the newest run below the current folder)."""
+    from charlm import language_model  # PyTorch takes over a second to import: only where it is needed
+
+    return language_model.load(path)

@@ -1,0 +1,1 @@
+"""Observers of a training run. None of them changes what is learnt."""

@@ -1,0 +1,166 @@
+"""What a run looks like in the terminal: a header, a bar with the time left, a line an epoch, a table."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+
+from charlm.callbacks.history import History
+from charlm.callbacks.samples import Samples
+from charlm.data import CharDataModule
+from charlm.module import parameter_count
+
+REFRESH = 0.2  # seconds between two drawings of the bar; drawing at each step would slow training down
+EXCERPT = 160  # characters of a sample that are shown
+
+
+def duration(seconds: float) -> str:
+    """``75`` → ``1:15``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def facts(rows: dict[str, str], title: str | None = None) -> Table:
+    """Names and values in two columns, without lines round them."""
+    table = Table(
+        box=None, show_header=False, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    return table
+
+
+def describe(
+    settings: dict[str, Any], data: CharDataModule, network: nn.Module, trainer: pl.Trainer, folder: Path
+) -> dict[str, str]:
+    """The header: what is trained, on what, with what, and where it is written."""
+    device = trainer.strategy.root_device
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    unit = "windows" if settings["data"]["split"] == "random" else "characters"
+    sizes = ", ".join(f"{split} {size:,}" for split, size in data.sizes.items() if size)
+    return {
+        "model": f"{settings['model']['_target_'].rpartition('.')[2]}, {parameter_count(network):,} parameters",
+        "corpus": f"{settings['data']['name']}, {len(data.vocab)} symbols; {sizes} {unit}",
+        "device": name,
+        "run": str(folder),
+    }
+
+
+def report(console: Console, summary: dict[str, Any]) -> None:
+    """The final table and the command that samples from the result."""
+    rows = {}
+    if "best_val_nats" in summary:
+        rows["best validation loss"] = (
+            f"{summary['best_val_nats']:.4f} nats/char, {summary['best_val_bpc']:.3f} bpc, "
+            f"perplexity {summary['best_val_perplexity']:.3f}"
+        )
+    else:
+        rows["best training loss"] = f"{summary['best_train_nats']:.4f} nats/char (no validation split)"
+    if "test_nats" in summary:
+        rows["test loss"] = f"{summary['test_nats']:.4f} nats/char"
+    rows["corpus"] = summary["corpus"] + (" (substituted)" if summary["corpus_substituted"] else "")
+    rows["speed"] = f"{summary['characters_per_second']:,.0f} characters/s"
+    rows["time"] = f"{summary['seconds'] / 60:.1f} minutes, {summary['epochs']} epochs"
+    console.print("", facts(rows))
+    # On a line of its own that is never wrapped, so that it can be copied.
+    console.print("[bold cyan]write more[/]", highlight=False)
+    command = f"python sample.py --checkpoint {shlex.quote(summary['best_checkpoint'])}"
+    console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+class Terminal(pl.Callback):
+    """Shows a run's progress; reads its figures from `history` and its words from `samples`.
+
+    The bar is drawn only where the output is a terminal, so a log file gets whole lines only.
+    """
+
+    def __init__(
+        self, console: Console, header: dict[str, str], history: History, samples: Samples | None
+    ) -> None:
+        self.console, self.header, self.history, self.samples = console, header, history, samples
+        self._bar: Progress | None = None
+        self._due = math.inf
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the header and start the bar."""
+        self.console.print(facts(self.header), "")
+        if not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("left"),
+        )
+        self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
+        steps = (
+            trainer.max_epochs * trainer.num_training_batches
+            if trainer.max_epochs != -1
+            else trainer.max_steps
+        )
+        self._task = self._bar.add_task("", total=steps if math.isfinite(steps) else None, loss="")
+        self._bar.start()
+        self._due = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw the bar, when it is due."""
+        if time.monotonic() >= self._due and self._bar is not None:
+            epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+            self._bar.update(
+                self._task,
+                completed=trainer.global_step,
+                description=f"epoch {trainer.current_epoch + 1}{epochs}",
+                loss=f"train {float(outputs['loss']):.3f}",
+                refresh=True,
+            )
+            self._due = time.monotonic() + REFRESH
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the epoch's line and what the model writes now."""
+        row = self.history.rows[-1]
+        width = len(str(trainer.max_epochs))
+        line = f"epoch {row['epoch']:>{width}}   train {row['train_nats']:.4f}"
+        if row["val_nats"] is not None:
+            line += f"   val [bold]{row['val_nats']:.4f}[/bold]   {row['val_bpc']:.3f} bpc"
+        line += f"   {row['characters_per_second']:,.0f} chars/s   {duration(row['seconds'])}"
+        self.console.print(line, highlight=False)
+        if self.samples is not None and self.samples.latest:
+            words = " ".join(self.samples.latest.split())[:EXCERPT]
+            self.console.print(f"  [dim italic]{escape(words)}[/dim italic]", highlight=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove the bar."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Remove the bar, so that the error stands on a line of its own."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

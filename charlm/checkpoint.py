@@ -1,0 +1,144 @@
+"""What a checkpoint holds, and how to open one safely.
+
+A charlm checkpoint is a Lightning checkpoint with one more entry, ``"charlm"``: the model's
+specification, the vocabulary, the text normalisation, the composed config and the corpus checksum, all
+plain values. Opening one runs no pickled code (``weights_only=True``) and builds nothing outside
+``charlm.models.``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from charlm.errors import UsageError
+from charlm.vocab import Vocab
+
+KEY = "charlm"
+FORMAT = 1
+FAMILIES = "charlm.models."
+PREFIX = "network."  # where CharLM keeps the network's weights
+
+
+def pack(
+    model: Mapping[str, Any],
+    vocab: Vocab,
+    normalisation: Mapping[str, Any],
+    config: Mapping[str, Any],
+    corpus: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The checkpoint entry that makes a file self-contained. Everything must be plain values."""
+    return {
+        "format": FORMAT,
+        "model": dict(model),
+        "vocab": vocab.to_dict(),
+        "normalisation": dict(normalisation),
+        "config": dict(config),
+        "corpus": dict(corpus),
+    }
+
+
+def build_network(spec: Mapping[str, Any], vocab_size: int) -> nn.Module:
+    """Make a network from its specification: ``_target_`` and plain keyword arguments.
+
+    Raises UsageError when `_target_` is not a network class that ``charlm.models`` itself defines, or
+    when the class refuses the arguments.
+    """
+    target = spec.get("_target_")
+    module, _, name = str(target).rpartition(".")
+    refusal = UsageError(f"model: {target!r} is not a network in {FAMILIES}*: nothing else is built")
+    if not module.startswith(FAMILIES) or not all(part.isidentifier() for part in module.split(".")):
+        raise refusal
+    try:
+        family = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        raise refusal from None
+    # A name such as charlm.models.recurrent.nn.Linear must not reach what a family merely imports.
+    if not isinstance(family, type) or not issubclass(family, nn.Module) or family.__module__ != module:
+        raise refusal
+    arguments = {key: value for key, value in spec.items() if key != "_target_"}
+    try:
+        return family(vocab_size=vocab_size, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model: {error}") from None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint's contents. `network` is in evaluation mode, on the CPU."""
+
+    network: nn.Module
+    vocab: Vocab
+    normalisation: dict[str, Any]
+    config: dict[str, Any]
+    corpus: dict[str, Any]
+
+
+def read(path: str | Path) -> Opened:
+    """Open a checkpoint on the CPU, whatever device wrote it.
+
+    Raises UsageError when it is missing, damaged, not charlm's, or asks for something unsafe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(
+            f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged zip or pickle can raise anything
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{path} is damaged or not a checkpoint: {first_line[:200]}") from None
+    entry = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(entry, dict):
+        raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
+    if entry.get("format") != FORMAT:
+        raise UsageError(f"{path} has checkpoint format {entry.get('format')!r}; this charlm reads {FORMAT}")
+    parts = {name: entry.get(name) for name in ("model", "vocab", "normalisation", "config", "corpus")}
+    state = content.get("state_dict")
+    for name, part in {**parts, "state_dict": state}.items():
+        if not isinstance(part, dict):
+            raise UsageError(f"{path} is damaged: its {name} is missing")
+    try:
+        vocab = Vocab.from_dict(parts["vocab"])
+        with torch.device("meta"):  # shapes only: no memory is taken before they agree with the weights
+            network = build_network(parts["model"], len(vocab))
+        weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+        network.load_state_dict(weights, assign=True)
+    except (UsageError, RuntimeError) as error:
+        raise UsageError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from None
+    return Opened(network.eval(), vocab, parts["normalisation"], parts["config"], parts["corpus"])
+
+
+def find(where: str | Path | None = None) -> Path:
+    """The checkpoint file meant by `where`: a file, a run folder, or None for the newest run here.
+
+    Of a run, ``best.ckpt`` goes before ``last.ckpt``. Raises UsageError when there is none.
+    """
+    if where is not None:
+        path = Path(where)
+        if not path.is_dir():
+            return path
+        found = [
+            path / folder / f"{name}.ckpt" for folder in ("checkpoints", ".") for name in ("best", "last")
+        ]
+        found = [file for file in found if file.is_file()]
+        if not found:
+            raise UsageError(f"{path} is a folder without checkpoints/best.ckpt: give --checkpoint FILE")
+        return found[0]
+    patterns = ("runs/*/checkpoints/*.ckpt", "sweeps/*/*/checkpoints/*.ckpt")
+    newest = max((f for p in patterns for f in Path().glob(p)), key=lambda f: f.stat().st_mtime, default=None)
+    if newest is None:
+        raise UsageError(
+            "there is no run in runs/ or sweeps/ here: train one with train.py or give --checkpoint FILE"
+        )
+    return find(newest.parent.parent)

@@ -1,0 +1,50 @@
+"""How the command-line programs end: one clear sentence and a status, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from charlm.errors import UsageError
+
+DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user's own wish, before this module sets it
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Print one error to stderr and end the program."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+@contextmanager
+def exit_cleanly() -> Iterator[None]:
+    """Turn mistakes into a message and status 2, an interrupt into status 130.
+
+    A bug still shows its traceback. So does everything when the user set HYDRA_FULL_ERROR.
+    """
+    if DEBUG:
+        yield
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise its errors, so that they end here
+    try:
+        yield
+    except UsageError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror or error}; choose another place or free this one")
+    except Exception as error:
+        # Imported here: this module is loaded by programs that do not use Hydra.
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        fail(f"{error}{cause}")

@@ -1,0 +1,196 @@
+"""`CharDataModule`: a text in, batches of ids out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from charlm.corpus import Corpus
+from charlm.errors import UsageError
+from charlm.streams import Batch, Streams, Windows, epoch_rng, stack, stack_all, window_starts
+from charlm.vocab import Vocab, normalise
+
+SPLITS = ("train", "val", "test")
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """`value` if it is a whole number of at least `least`; raises UsageError naming the field."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name}={value} must be a whole number of at least {least}")
+    return value
+
+
+def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`; raises UsageError naming the field."""
+    if value not in choices:
+        raise UsageError(f"{name}={value} must be one of {', '.join(choices)}")
+    return str(value)
+
+
+def share(name: str, value: object, total: int) -> int:
+    """How many of `total` a split gets: a float is a fraction below 1, an int a count."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name}={value} must be a fraction such as 0.1 or a count such as 100000")
+    if value < 0 or (isinstance(value, float) and value >= 1):
+        raise UsageError(f"{name}={value} must be a fraction from 0 to below 1, or a count of at least 0")
+    return round(value * total) if isinstance(value, float) else value
+
+
+def split_sizes(total: int, train: float | None, val: float, test: float, unit: str) -> dict[str, int]:
+    """Sizes of the three contiguous splits, in order; `train` None takes what val and test leave."""
+    sizes = {"val": share("data.val", val, total), "test": share("data.test", test, total)}
+    left = total - sum(sizes.values())
+    sizes["train"] = left if train is None else share("data.train", train, total)
+    if sizes["train"] > left or left < 1:
+        asked = " + ".join(
+            f"{name} {sizes[name]:,}" for name in SPLITS if name != "train" or train is not None
+        )
+        raise UsageError(f"data splits {asked} do not fit into the {total:,} {unit} of the text: lower them")
+    return {name: sizes[name] for name in SPLITS}
+
+
+class CharDataModule(pl.LightningDataModule):
+    """Splits, encodes and batches a corpus.
+
+    Arguments (the options of ``data`` in ``conf/train.yaml``):
+        lowercase: normalise the text so.
+        vocab_from: "all" takes the vocabulary from the whole text, "train" from the training split.
+        min_freq, pad, unk: see `Vocab.build`.
+        train, val, test: sizes of the splits, as fractions or counts of characters (of windows for
+            ``split="random"``); `train` None takes the rest.
+        mode: "streams" (contiguous, state carried) or "windows" (independent, shuffled).
+        batch_size, bptt: rows and characters a batch; bptt is the length of a window too.
+        bptt_jitter: streams: move every seam by up to so many characters, anew each epoch.
+        stride: windows: from one window's start to the next.
+        split: "contiguous", or for windows "random", which lets validation windows overlap training
+            windows (leaky; for comparison with the lesson only).
+        seed: of the random order and the random split.
+
+    Raises UsageError, naming the field, for options that cannot work.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        lowercase: bool = False,
+        vocab_from: str = "all",
+        min_freq: int = 1,
+        pad: bool = False,
+        unk: bool = False,
+        train: float | None = None,
+        val: float = 0.1,
+        test: float = 0.0,
+        mode: str = "streams",
+        batch_size: int = 64,
+        bptt: int = 64,
+        bptt_jitter: int = 0,
+        stride: int = 1,
+        split: str = "contiguous",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mode = choice("data.mode", mode, ("streams", "windows"))
+        self.batch_size, self.bptt = whole("data.batch_size", batch_size, 1), whole("data.bptt", bptt, 1)
+        self.stride, self.seed = whole("data.stride", stride, 1), seed
+        self.jitter = whole("data.bptt_jitter", bptt_jitter, 0)
+        if 2 * self.jitter >= self.bptt:
+            raise UsageError(f"data.bptt_jitter={bptt_jitter} must be less than half of data.bptt={bptt}")
+        if self.jitter and mode == "windows":
+            raise UsageError(
+                "data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters"
+            )
+        random_split = choice("data.split", split, ("contiguous", "random")) == "random"
+        if random_split and mode == "streams":
+            raise UsageError("data.split=random needs data.mode=windows: streams are contiguous by nature")
+        self.normalisation = {"lowercase": lowercase}
+        self.corpus, self.notices = corpus, list(corpus.notices)
+        text = normalise(corpus.text, lowercase)
+
+        starts = window_starts(len(text), self.bptt, self.stride)
+        total, unit = (len(starts), "windows") if random_split else (len(text), "characters")
+        self.sizes = split_sizes(total, train, val, test, unit)
+        choice("data.vocab_from", vocab_from, ("all", "train"))
+        seen = text[: self.sizes["train"]] if vocab_from == "train" and not random_split else text
+        self.vocab = Vocab.build(seen, min_freq=whole("data.min_freq", min_freq, 1), pad=pad, unk=unk)
+        try:
+            ids = self.vocab.encode(text)
+        except UsageError as error:
+            raise UsageError(
+                f"{error}: use data.unk=true, or data.vocab_from=all with data.min_freq=1"
+            ) from None
+        # Signed, because IGNORE is negative; small, because all of it stays in memory (of the GPU, too).
+        self.ids_N = torch.from_numpy(ids.astype(np.int16 if len(self.vocab) < 2**15 else np.int32))
+
+        lengths = [*self.sizes.values(), total - sum(self.sizes.values())]  # the last part goes unused
+        self.pieces = dict(
+            zip(SPLITS, self.ids_N.split(lengths if not random_split else len(text)), strict=False)
+        )
+        self.starts: dict[str, Tensor] = {}
+        if random_split:
+            order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+            self.starts = {n: starts[part] for n, part in zip(SPLITS, order.split(lengths), strict=False)}
+        elif mode == "windows":
+            begins = np.cumsum([0, *lengths])
+            self.starts = {
+                name: int(begin) + window_starts(len(piece), self.bptt, self.stride)
+                for begin, (name, piece) in zip(begins, self.pieces.items(), strict=False)
+            }
+        self.rows = {name: self._rows(name) for name in SPLITS}
+
+    def _rows(self, split: str) -> int:
+        """The asked batch size, or fewer rows where a split is too small for it. 0: no such split."""
+        if self.sizes[split] == 0:
+            return 0
+        remedy = (
+            f"give more text, or change data.{'val' if split == 'train' else split} or data.bptt={self.bptt}"
+        )
+        if self.mode == "windows":
+            if len(self.starts[split]) == 0:
+                raise UsageError(f"the {split} split is too short for one window of data.bptt: {remedy}")
+            return self.batch_size
+        characters = self.sizes[split]
+        if characters < 2:
+            raise UsageError(
+                f"the {split} split has 1 character, too few to predict one from another: {remedy}"
+            )
+        rows = min(self.batch_size, max(1, (characters - 1) // self.bptt))
+        if rows < self.batch_size:
+            self.notices.append(
+                f"the {split} split of {characters:,} characters fills {rows} streams of data.bptt={self.bptt}, "
+                f"not data.batch_size={self.batch_size}: its batches have {rows} rows"
+            )
+        return rows
+
+    def _loader(self, split: str) -> Streams | Windows:
+        # The whole text goes to the device once; a batch is a slice of it.
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        training, rows = split == "train", self.rows[split]
+        if self.mode == "windows":
+            ids, starts = self.ids_N.to(device), self.starts[split].to(device)
+            return Windows(ids, starts, self.bptt, rows, rng=self._epoch_rng if training else None)
+        x, y = (stack if training else stack_all)(self.pieces[split].to(device), rows)
+        return Streams(x, y, self.bptt, jitter=self.jitter if training else 0, rng=self._epoch_rng)
+
+    def _epoch_rng(self) -> torch.Generator:
+        return epoch_rng(self.seed, 0 if self.trainer is None else self.trainer.current_epoch)
+
+    def train_dataloader(self) -> Streams | Windows:
+        """One epoch of training batches."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> Streams | Windows | list[Any]:
+        """The validation batches, the same each time; none when the split is empty."""
+        return self._loader("val") if self.rows["val"] else []
+
+    def test_dataloader(self) -> Streams | Windows | list[Any]:
+        """The test batches, the same each time; none when the split is empty."""
+        return self._loader("test") if self.rows["test"] else []
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Do nothing: batches are slices of a tensor that lies on the device already."""
+        return batch

@@ -1,0 +1,54 @@
+"""Where figures go besides the run folder's own files. Each function serves one ``conf/logger/*.yaml``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from charlm.data import choice
+
+
+def wandb_logger(
+    folder: Path,
+    config: dict[str, Any],
+    sweep: str | None,
+    project: str,
+    mode: str,
+    group: str | None,
+    tags: list[str],
+) -> Logger:
+    """A W&B run in `folder`, silent on the console.
+
+    `mode` "auto" is online when the user is logged in (or as ``WANDB_MODE`` says), else offline: no
+    account is needed and nothing is asked.
+    """
+    choice("logger.mode", mode, ("auto", "online", "offline"))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_CONSOLE", "off")
+    import wandb
+
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    run = wandb.init(
+        project=project,
+        name=folder.name,
+        group=group or sweep,
+        tags=list(tags),
+        dir=folder,
+        config=config,
+        mode=mode,
+    )
+    return WandbLogger(experiment=run)
+
+
+def csv_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger:
+    """Every logged step in ``csv/metrics.csv``."""
+    return CSVLogger(save_dir=folder, name="csv", version="")
+
+
+def no_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger | None:
+    """Nothing besides the run folder's own files."""
+    return None

@@ -1,0 +1,31 @@
+"""Recurrent state: a tensor or a (nested) tuple of tensors whose dimension 1 is the batch.
+
+The same functions work for every family, so that carrying, detaching and forking rows need not know
+which network a state belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+State: TypeAlias = "Tensor | tuple[State, ...]"
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """Apply `function` to every tensor of `state`."""
+    if isinstance(state, Tensor):
+        return function(state)
+    return tuple(map_state(function, part) for part in state)
+
+
+def detach(state: State) -> State:
+    """Keep the state's values and forget how they came about (the lesson's `repackage_var`)."""
+    return map_state(Tensor.detach, state)
+
+
+def select_rows(state: State, rows: Tensor) -> State:
+    """The state of the batch rows `rows` (int64), in that order; rows may repeat."""
+    return map_state(lambda part: part.index_select(1, rows), state)

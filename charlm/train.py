@@ -1,0 +1,213 @@
+"""Build everything a composed config describes, train it, and sum it up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from charlm import checkpoint
+from charlm.callbacks.history import History
+from charlm.callbacks.samples import Samples
+from charlm.callbacks.self_contained import SelfContained
+from charlm.callbacks.terminal import Terminal, describe, report
+from charlm.corpus import Corpus, Unavailable
+from charlm.data import CharDataModule, whole
+from charlm.errors import UsageError
+from charlm.module import CharLM, parameter_count
+
+FALLBACK = "python_docs"
+
+
+def run(config: DictConfig) -> float:
+    """Train as `config` says; returns the best validation loss in nats per character.
+
+    Without a validation split it is the best epoch's training loss. Raises UsageError for whatever the
+    user can put right, before anything is written where possible.
+    """
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    hydra = HydraConfig.get()
+    folder = Path(os.path.relpath(hydra.runtime.output_dir))
+    if (folder / "checkpoints").exists():
+        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir")
+    pl.seed_everything(whole("seed", config.seed, 0), verbose=False)
+    corpus, config, substitution = load_corpus(config)
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    data = build_data(settings, corpus)
+    network = checkpoint.build_network(settings["model"], len(data.vocab))
+    model = CharLM(
+        network,
+        instantiate(config.optimizer),
+        instantiate(config.schedule.scheduler),
+        config.schedule.interval,
+    )
+    model.configure_optimizers()  # a refused argument shows before any work starts
+    optional = list(instantiate(config.callbacks or {}).values())
+
+    for notice in [substitution, *data.notices]:
+        if notice:
+            console.print(notice, style="bold yellow")
+    facts_of_corpus = {"name": settings["data"]["name"], "source": corpus.source, "sha256": corpus.sha256}
+    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, facts_of_corpus)
+    history = History(folder)
+    best, last = checkpoints(folder / "checkpoints", "val/nats" if data.rows["val"] else "train/nats")
+    sweep = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+    logger = instantiate(config.logger)(folder=folder, config=settings, sweep=sweep)
+    started = time.perf_counter()
+    try:
+        trainer = build_trainer(settings["trainer"], folder, logger)
+        header = describe(settings, data, network, trainer, folder)
+        samples = next((c for c in optional if isinstance(c, Samples)), None)
+        # In this order: the row of an epoch is made before it is shown, and checkpoints come last.
+        terminal = Terminal(console, header, history, samples)
+        trainer.callbacks = [history, *optional, terminal, SelfContained(entry), best, last]
+        fit(trainer, model, data)
+        test_nats = evaluate(trainer, model, data, best) if data.rows["test"] else None
+    finally:
+        close(logger)
+    summary = {
+        **best_losses(history, validated=bool(data.rows["val"])),
+        **({} if test_nats is None else {"test_nats": test_nats}),
+        "epochs": len(history.rows),
+        "steps": trainer.global_step,
+        "parameters": parameter_count(network),
+        "characters_per_second": history.characters / history.training_seconds,
+        "seconds": time.perf_counter() - started,
+        "model": hydra.runtime.choices.get("model"),
+        "corpus": facts_of_corpus["name"],
+        "corpus_substituted": bool(substitution),
+        "corpus_source": corpus.source,
+        "corpus_sha256": corpus.sha256,
+        "seed": config.seed,
+        "device": str(trainer.strategy.root_device),
+        "best_checkpoint": os.path.relpath(best.best_model_path),
+        "last_checkpoint": os.path.relpath(last.best_model_path),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report(console, summary)
+    return summary["best_val_nats"] if data.rows["val"] else summary["best_train_nats"]
+
+
+def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
+    """The corpus, the config that is really used, and a line to print if they were substituted.
+
+    Only the default corpus of a plain ``train.py`` may be replaced, when it cannot be downloaded: never
+    one that the user named, nor that of a recipe (``experiment=``).
+    """
+    try:
+        return instantiate(config.data.corpus), config, ""
+    except Unavailable as error:
+        hydra = HydraConfig.get()
+        named = any(override.split("=")[0] == "data" for override in hydra.overrides.task)
+        if named or hydra.runtime.choices.get("experiment"):
+            raise
+        line = (
+            f"NO {config.data.name.upper()}: {error}. TRAINING ON {FALLBACK.upper()} INSTEAD, "
+            f"the reference text that came with your Python."
+        )
+    config = compose(hydra.job.config_name, [*hydra.overrides.task, f"data={FALLBACK}"])
+    OmegaConf.save(config, Path(hydra.runtime.output_dir, hydra.output_subdir, "config.yaml"))
+    return instantiate(config.data.corpus), config, line
+
+
+def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
+    """The data module that ``data`` describes."""
+    options = {k: v for k, v in settings["data"].items() if k not in ("name", "corpus", "path", "encoding")}
+    try:
+        return CharDataModule(corpus, seed=settings["seed"], **options)
+    except TypeError as error:
+        raise UsageError(f"data: {error}") from None
+
+
+def build_trainer(settings: dict[str, Any], folder: Path, logger: Logger | None) -> pl.Trainer:
+    """Lightning's Trainer, quiet: what a person sees comes from `Terminal`."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    if settings["accelerator"] == "auto":
+        # Not Apple's MPS: it has no float64 for exact sums, and small recurrent networks are slower there.
+        settings = {**settings, "accelerator": "cuda" if torch.cuda.is_available() else "cpu"}
+    whole("trainer.max_epochs", settings["max_epochs"], 1)
+    try:
+        return pl.Trainer(
+            **settings,
+            default_root_dir=folder,
+            logger=logger or False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UsageError(f"trainer: {error}") from None
+
+
+def checkpoints(folder: Path, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """``best.ckpt``, after the validation with the lowest loss so far, and ``last.ckpt``, after each epoch."""
+    at_epoch_end = monitor.startswith("train")
+    common: dict[str, Any] = {
+        "dirpath": folder,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor=monitor, save_on_train_epoch_end=at_epoch_end, **common)
+    last = ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **common)
+    return best, last
+
+
+def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule) -> None:
+    """Train. Raises KeyboardInterrupt when the user stops the run."""
+    with warnings.catch_warnings():
+        # We log on our own account, every `log_every_n_steps` steps, short epochs or not.
+        warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+        # Lightning 2.6 with torch 2.13: Lightning's own use of a name that torch is about to drop.
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
+        try:
+            trainer.fit(model, datamodule=data)
+        except SystemExit:  # how Lightning ends after an interrupt
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+
+
+def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: ModelCheckpoint) -> float:
+    """The test loss of the best checkpoint, nats per character."""
+    network = checkpoint.read(best.best_model_path).network
+    model.network.load_state_dict(network.state_dict())
+    return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
+
+
+def best_losses(history: History, *, validated: bool) -> dict[str, float]:
+    """The best validation loss in nats, bits and perplexity; or the best training loss without validation."""
+    if not validated:
+        return {"best_train_nats": min(row["train_nats"] for row in history.rows)}
+    nats = history.best_nats
+    return {
+        "best_val_nats": nats,
+        "best_val_bpc": nats / math.log(2),
+        "best_val_perplexity": math.exp(nats) if nats < 700 else math.inf,
+    }
+
+
+def close(logger: Logger | None) -> None:
+    """End the W&B run, so that the next job of a multirun gets its own."""
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        wandb.finish()
