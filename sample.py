@@ -1,6 +1,7 @@
-"""Write text with a trained model: python sample.py --prompt "for those" """
+"""Write text with a trained model: python sample.py --prompt 'for those'."""
 
 import argparse
+import io
 import os
 import random
 import sys
@@ -13,9 +14,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Write text with a trained model. The text goes to stdout, everything else to stderr."
     )
-    p.add_argument(
-        "--checkpoint", metavar="FILE", help="a checkpoint or run folder (default: the newest run)"
-    )
+    p.add_argument("--checkpoint", metavar="FILE", help="a checkpoint or run folder (default: the newest run)")
     p.add_argument("--prompt", default="", help="the text to continue")
     p.add_argument("--length", type=int, default=500, help="characters to write (default: %(default)s)")
     p.add_argument(
@@ -48,9 +47,16 @@ def main() -> None:
     path = checkpoint.find(args.checkpoint)
     model = language_model.load(path)
     print(f"{path} · seed {seed}", file=sys.stderr)
-    options = {"temperature": args.temperature, "greedy": args.greedy, "seed": seed, "unknown": args.unknown}
-    characters = model.stream(args.prompt, args.length, **options)
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
+    characters = model.stream(
+        args.prompt,
+        args.length,
+        temperature=args.temperature,
+        greedy=args.greedy,
+        seed=seed,
+        unknown=args.unknown,
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
     try:
         sys.stdout.write(args.prompt)
         for character in characters:

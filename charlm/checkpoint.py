@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from charlm.errors import UsageError
+from charlm.models import Network
 from charlm.vocab import Vocab
 
 KEY = "charlm"
@@ -45,7 +45,7 @@ def pack(
     }
 
 
-def build_network(spec: Mapping[str, Any], vocab_size: int) -> nn.Module:
+def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     """Make a network from its specification: ``_target_`` and plain keyword arguments.
 
     Raises UsageError when `_target_` is not a network class that ``charlm.models`` itself defines, or
@@ -61,7 +61,7 @@ def build_network(spec: Mapping[str, Any], vocab_size: int) -> nn.Module:
     except ImportError:
         raise refusal from None
     # A name such as charlm.models.recurrent.nn.Linear must not reach what a family merely imports.
-    if not isinstance(family, type) or not issubclass(family, nn.Module) or family.__module__ != module:
+    if not isinstance(family, type) or not issubclass(family, Network) or family.__module__ != module:
         raise refusal
     arguments = {key: value for key, value in spec.items() if key != "_target_"}
     try:
@@ -74,7 +74,7 @@ def build_network(spec: Mapping[str, Any], vocab_size: int) -> nn.Module:
 class Opened:
     """A checkpoint's contents. `network` is in evaluation mode, on the CPU."""
 
-    network: nn.Module
+    network: Network
     vocab: Vocab
     normalisation: dict[str, Any]
     config: dict[str, Any]
@@ -88,31 +88,32 @@ def read(path: str | Path) -> Opened:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(
-            f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py"
-        )
+        raise UsageError(f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged zip or pickle can raise anything
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"{path} is damaged or not a checkpoint: {first_line[:200]}") from None
+    except Exception:  # a damaged zip or pickle can raise anything
+        raise UsageError(
+            f"{path} is not a checkpoint that can be opened safely: it is cut short, damaged, or something else"
+        ) from None
     entry = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     if entry.get("format") != FORMAT:
         raise UsageError(f"{path} has checkpoint format {entry.get('format')!r}; this charlm reads {FORMAT}")
-    parts = {name: entry.get(name) for name in ("model", "vocab", "normalisation", "config", "corpus")}
-    state = content.get("state_dict")
-    for name, part in {**parts, "state_dict": state}.items():
+    parts: dict[str, Any] = {name: entry.get(name) for name in ("model", "vocab", "normalisation", "config", "corpus")}
+    parts["state_dict"] = content.get("state_dict")
+    for name, part in parts.items():
         if not isinstance(part, dict):
             raise UsageError(f"{path} is damaged: its {name} is missing")
     try:
         vocab = Vocab.from_dict(parts["vocab"])
         with torch.device("meta"):  # shapes only: no memory is taken before they agree with the weights
             network = build_network(parts["model"], len(vocab))
-        weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+        weights = {
+            key.removeprefix(PREFIX): value for key, value in parts["state_dict"].items() if key.startswith(PREFIX)
+        }
         network.load_state_dict(weights, assign=True)
     except (UsageError, RuntimeError) as error:
         raise UsageError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from None
@@ -128,9 +129,7 @@ def find(where: str | Path | None = None) -> Path:
         path = Path(where)
         if not path.is_dir():
             return path
-        found = [
-            path / folder / f"{name}.ckpt" for folder in ("checkpoints", ".") for name in ("best", "last")
-        ]
+        found = [path / folder / f"{name}.ckpt" for folder in ("checkpoints", ".") for name in ("best", "last")]
         found = [file for file in found if file.is_file()]
         if not found:
             raise UsageError(f"{path} is a folder without checkpoints/best.ckpt: give --checkpoint FILE")
@@ -138,7 +137,5 @@ def find(where: str | Path | None = None) -> Path:
     patterns = ("runs/*/checkpoints/*.ckpt", "sweeps/*/*/checkpoints/*.ckpt")
     newest = max((f for p in patterns for f in Path().glob(p)), key=lambda f: f.stat().st_mtime, default=None)
     if newest is None:
-        raise UsageError(
-            "there is no run in runs/ or sweeps/ here: train one with train.py or give --checkpoint FILE"
-        )
+        raise UsageError("there is no run in runs/ or sweeps/ here: train one with train.py or give --checkpoint FILE")
     return find(newest.parent.parent)

@@ -85,9 +85,7 @@ def _fetch(filename: str, sha256: str, urls: Sequence[str]) -> Path:
         except requests.exceptions.RequestException as error:
             failures.append(f"{url}: {type(error).__name__}")
         except OSError as error:
-            raise UsageError(
-                f"{filename} cannot be stored in {cache_dir()}: {error.strerror or error}"
-            ) from None
+            raise UsageError(f"{filename} cannot be stored in {cache_dir()}: {error.strerror or error}") from None
     raise Unavailable(
         f"{filename} could not be downloaded ({'; '.join(failures)}): "
         f"put the file into a folder and set CHARLM_DATA_DIR to it, or use your own text with "

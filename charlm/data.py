@@ -46,9 +46,7 @@ def split_sizes(total: int, train: float | None, val: float, test: float, unit: 
     left = total - sum(sizes.values())
     sizes["train"] = left if train is None else share("data.train", train, total)
     if sizes["train"] > left or left < 1:
-        asked = " + ".join(
-            f"{name} {sizes[name]:,}" for name in SPLITS if name != "train" or train is not None
-        )
+        asked = " + ".join(f"{name} {sizes[name]:,}" for name in SPLITS if name != "train" or train is not None)
         raise UsageError(f"data splits {asked} do not fit into the {total:,} {unit} of the text: lower them")
     return {name: sizes[name] for name in SPLITS}
 
@@ -101,9 +99,7 @@ class CharDataModule(pl.LightningDataModule):
         if 2 * self.jitter >= self.bptt:
             raise UsageError(f"data.bptt_jitter={bptt_jitter} must be less than half of data.bptt={bptt}")
         if self.jitter and mode == "windows":
-            raise UsageError(
-                "data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters"
-            )
+            raise UsageError("data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters")
         random_split = choice("data.split", split, ("contiguous", "random")) == "random"
         if random_split and mode == "streams":
             raise UsageError("data.split=random needs data.mode=windows: streams are contiguous by nature")
@@ -120,16 +116,12 @@ class CharDataModule(pl.LightningDataModule):
         try:
             ids = self.vocab.encode(text)
         except UsageError as error:
-            raise UsageError(
-                f"{error}: use data.unk=true, or data.vocab_from=all with data.min_freq=1"
-            ) from None
+            raise UsageError(f"{error}: use data.unk=true, or data.vocab_from=all with data.min_freq=1") from None
         # Signed, because IGNORE is negative; small, because all of it stays in memory (of the GPU, too).
         self.ids_N = torch.from_numpy(ids.astype(np.int16 if len(self.vocab) < 2**15 else np.int32))
 
         lengths = [*self.sizes.values(), total - sum(self.sizes.values())]  # the last part goes unused
-        self.pieces = dict(
-            zip(SPLITS, self.ids_N.split(lengths if not random_split else len(text)), strict=False)
-        )
+        self.pieces = dict(zip(SPLITS, self.ids_N.split(lengths if not random_split else len(text)), strict=False))
         self.starts: dict[str, Tensor] = {}
         if random_split:
             order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
@@ -146,18 +138,14 @@ class CharDataModule(pl.LightningDataModule):
         """The asked batch size, or fewer rows where a split is too small for it. 0: no such split."""
         if self.sizes[split] == 0:
             return 0
-        remedy = (
-            f"give more text, or change data.{'val' if split == 'train' else split} or data.bptt={self.bptt}"
-        )
+        remedy = f"give more text, or change data.{'val' if split == 'train' else split} or data.bptt={self.bptt}"
         if self.mode == "windows":
             if len(self.starts[split]) == 0:
                 raise UsageError(f"the {split} split is too short for one window of data.bptt: {remedy}")
             return self.batch_size
         characters = self.sizes[split]
         if characters < 2:
-            raise UsageError(
-                f"the {split} split has 1 character, too few to predict one from another: {remedy}"
-            )
+            raise UsageError(f"the {split} split has 1 character, too few to predict one from another: {remedy}")
         rows = min(self.batch_size, max(1, (characters - 1) // self.bptt))
         if rows < self.batch_size:
             self.notices.append(

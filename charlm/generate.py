@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from charlm.errors import UsageError
+from charlm.models import Network
 
 
 def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -> int:
@@ -25,7 +26,7 @@ def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -
 
 @torch.inference_mode()
 def generate(
-    network: nn.Module,
+    network: Network,
     prompt_T: Tensor,
     length: int,
     *,
@@ -41,9 +42,7 @@ def generate(
     if length < 0:
         raise UsageError(f"length {length} is negative: it is the number of characters to write")
     if not temperature >= 0 or temperature == float("inf"):
-        raise UsageError(
-            f"temperature {temperature} must be a number of at least 0 (0 is greedy, 1 the model's own)"
-        )
+        raise UsageError(f"temperature {temperature} must be a number of at least 0 (0 is greedy, 1 the model's own)")
     device = next(network.parameters()).device
     logits, state = network(prompt_T.to(device).unsqueeze(0))
     for step in range(length):

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from charlm import checkpoint
 from charlm.errors import UsageError
 from charlm.generate import generate
+from charlm.models import Network
 from charlm.vocab import Vocab, normalise
 
 
@@ -27,7 +27,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         vocab: Vocab,
         normalisation: dict[str, Any],
         config: dict[str, Any] | None = None,

@@ -32,15 +32,8 @@ def wandb_logger(
 
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-    run = wandb.init(
-        project=project,
-        name=folder.name,
-        group=group or sweep,
-        tags=list(tags),
-        dir=folder,
-        config=config,
-        mode=mode,
-    )
+    options: dict[str, Any] = {"mode": mode, "config": config, "tags": list(tags), "dir": folder}
+    run = wandb.init(project=project, name=folder.name, group=group or sweep, **options)
     return WandbLogger(experiment=run)
 
 

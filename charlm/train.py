@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -69,16 +71,15 @@ def run(config: DictConfig) -> float:
     entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, facts_of_corpus)
     history = History(folder)
     best, last = checkpoints(folder / "checkpoints", "val/nats" if data.rows["val"] else "train/nats")
+    samples = next((c for c in optional if isinstance(c, Samples)), None)
+    terminal = Terminal(console, describe(settings, data, network, folder), history, samples)
+    # In this order: the row of an epoch is made before it is shown.
+    callbacks = [history, *optional, terminal, SelfContained(entry), best, last]
     sweep = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
     logger = instantiate(config.logger)(folder=folder, config=settings, sweep=sweep)
     started = time.perf_counter()
     try:
-        trainer = build_trainer(settings["trainer"], folder, logger)
-        header = describe(settings, data, network, trainer, folder)
-        samples = next((c for c in optional if isinstance(c, Samples)), None)
-        # In this order: the row of an epoch is made before it is shown, and checkpoints come last.
-        terminal = Terminal(console, header, history, samples)
-        trainer.callbacks = [history, *optional, terminal, SelfContained(entry), best, last]
+        trainer = build_trainer(settings["trainer"], folder, logger, callbacks)
         fit(trainer, model, data)
         test_nats = evaluate(trainer, model, data, best) if data.rows["test"] else None
     finally:
@@ -124,7 +125,7 @@ def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
             f"the reference text that came with your Python."
         )
     config = compose(hydra.job.config_name, [*hydra.overrides.task, f"data={FALLBACK}"])
-    OmegaConf.save(config, Path(hydra.runtime.output_dir, hydra.output_subdir, "config.yaml"))
+    OmegaConf.save(config, Path(hydra.runtime.output_dir, ".hydra", "config.yaml"))
     return instantiate(config.data.corpus), config, line
 
 
@@ -137,7 +138,18 @@ def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
         raise UsageError(f"data: {error}") from None
 
 
-def build_trainer(settings: dict[str, Any], folder: Path, logger: Logger | None) -> pl.Trainer:
+class _NoProfiler(PassThroughProfiler):
+    """Lightning asks its profiler some sixty times a step; one shared context answers fastest."""
+
+    _nothing = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return self._nothing
+
+
+def build_trainer(
+    settings: dict[str, Any], folder: Path, logger: Logger | None, callbacks: list[pl.Callback]
+) -> pl.Trainer:
     """Lightning's Trainer, quiet: what a person sees comes from `Terminal`."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if settings["accelerator"] == "auto":
@@ -146,12 +158,12 @@ def build_trainer(settings: dict[str, Any], folder: Path, logger: Logger | None)
     whole("trainer.max_epochs", settings["max_epochs"], 1)
     try:
         return pl.Trainer(
-            **settings,
+            **{"profiler": _NoProfiler(), **settings},
             default_root_dir=folder,
             logger=logger or False,
+            callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
-            enable_checkpointing=False,
             num_sanity_val_steps=0,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:

@@ -62,9 +62,7 @@ class Vocab:
         counts = np.bincount(code_points(text))
         kept = np.flatnonzero(counts >= max(min_freq, 1)).astype("<u4")
         if kept.size == 0:
-            raise UsageError(
-                f"no character of the text occurs {min_freq} times: lower data.min_freq or give more text"
-            )
+            raise UsageError(f"no character of the text occurs {min_freq} times: lower data.min_freq or give more text")
         return cls(kept.tobytes().decode("utf-32-le", "surrogatepass"), pad, unk)
 
     def __len__(self) -> int:
@@ -99,19 +97,17 @@ class Vocab:
         """Ids of `text`, shape (len(text),) unless characters are skipped.
 
         `unknown` says what becomes of characters outside the vocabulary: ``"unk"`` (their own
-        symbol), ``"skip"`` or ``"error"``. By default "unk" where the vocabulary has that symbol.
+        symbol, if there is one), ``"skip"`` or ``"error"``. By default "unk" where the vocabulary has that symbol.
         Raises UsageError, naming the characters, for "error".
         """
         policy = unknown or ("unk" if self.unk else "error")
-        if policy == "unk" and self.unk_id is None:
-            raise UsageError("this vocabulary has no <unk> symbol: use 'skip' or 'error'")
         ids = self._ids.take(code_points(text), mode="clip")
         missing = ids < 0
         if not missing.any():
             return ids
         if policy == "skip":
             return ids[~missing]
-        if policy == "unk":
+        if policy == "unk" and self.unk_id is not None:
             ids[missing] = self.unk_id
             return ids
         unseen = [text[i] for i in np.flatnonzero(missing)]

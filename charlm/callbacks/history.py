@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from charlm.module import CharLM, current_lr
+from charlm.module import current_lr
 
 COLUMNS = (
     "epoch",
@@ -39,19 +39,17 @@ class History(pl.Callback):
         self.best_nats = math.inf  # over all validations, an epoch's end or not
         self.characters, self.training_seconds = 0, 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: CharLM) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note how often to log; asked once, not at each step."""
         self._every = trainer.log_every_n_steps if trainer.loggers else 0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: CharLM) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clocks."""
         self._started = self._resumed = time.perf_counter()
         self._trained, self._lr = 0.0, current_lr(trainer.optimizers[0])
         self._logged = (0.0, 0, self._started)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: CharLM, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Every `log_every_n_steps` steps, log the mean loss, the rate and the speed since the last time."""
         if not self._every or trainer.global_step % self._every:
             return
@@ -72,29 +70,26 @@ class History(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step - 1)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: CharLM) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Stop the training clock."""
         if trainer.state.fn == "fit":
             int(pl_module.train_nats.count)  # let a device finish the work that is to be timed
             self._trained += time.perf_counter() - self._resumed
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: CharLM) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the training clock again."""
         if trainer.state.fn == "fit":
             self._resumed = time.perf_counter()
             self.best_nats = min(self.best_nats, trainer.callback_metrics["val/nats"].item())
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: CharLM) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add the epoch's row. Runs before the module's own hook, which empties the means."""
         count, nats = int(pl_module.train_nats.count), pl_module.train_nats.compute().item()
         now = time.perf_counter()
         self._trained += now - self._resumed
         self.characters += count
         self.training_seconds += self._trained
-        val = {
-            name: trainer.callback_metrics.get(f"val/{name}")
-            for name in ("nats", "bpc", "perplexity", "accuracy")
-        }
+        val = {name: trainer.callback_metrics.get(f"val/{name}") for name in ("nats", "bpc", "perplexity", "accuracy")}
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import WandbLogger
 
 from charlm.errors import UsageError
 from charlm.language_model import LanguageModel
-from charlm.module import CharLM
 
 
 class Samples(pl.Callback):
@@ -28,7 +28,7 @@ class Samples(pl.Callback):
         self.latest: str | None = None
         self._rows: list[list[Any]] = []
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: CharLM) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write and keep one sample."""
         if (trainer.current_epoch + 1) % self.every:
             self.latest = None
@@ -44,7 +44,5 @@ class Samples(pl.Callback):
         with Path(trainer.default_root_dir, "samples.txt").open("a", encoding="utf-8", newline="") as file:
             file.write(f"--- epoch {trainer.current_epoch + 1}\n{self.latest}\n")
         for logger in trainer.loggers:
-            if isinstance(logger, pl.loggers.WandbLogger):
-                logger.log_text(
-                    "samples", columns=["epoch", "text"], data=self._rows, step=trainer.global_step - 1
-                )
+            if isinstance(logger, WandbLogger):
+                logger.log_text("samples", columns=["epoch", "text"], data=self._rows, step=trainer.global_step - 1)

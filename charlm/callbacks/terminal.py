@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
 from charlm.callbacks.history import History
 from charlm.callbacks.samples import Samples
 from charlm.data import CharDataModule
+from charlm.models import Network
 from charlm.module import parameter_count
 
 REFRESH = 0.2  # seconds between two drawings of the bar; drawing at each step would slow training down
@@ -34,9 +34,7 @@ def duration(seconds: float) -> str:
 
 def facts(rows: dict[str, str], title: str | None = None) -> Table:
     """Names and values in two columns, without lines round them."""
-    table = Table(
-        box=None, show_header=False, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0)
-    )
+    table = Table(box=None, show_header=False, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
@@ -44,22 +42,13 @@ def facts(rows: dict[str, str], title: str | None = None) -> Table:
     return table
 
 
-def describe(
-    settings: dict[str, Any], data: CharDataModule, network: nn.Module, trainer: pl.Trainer, folder: Path
-) -> dict[str, str]:
-    """The header: what is trained, on what, with what, and where it is written."""
-    device = trainer.strategy.root_device
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
+def describe(settings: dict[str, Any], data: CharDataModule, network: Network, folder: Path) -> dict[str, str]:
+    """The header: what is trained, on what, and where it is written."""
     unit = "windows" if settings["data"]["split"] == "random" else "characters"
     sizes = ", ".join(f"{split} {size:,}" for split, size in data.sizes.items() if size)
     return {
         "model": f"{settings['model']['_target_'].rpartition('.')[2]}, {parameter_count(network):,} parameters",
         "corpus": f"{settings['data']['name']}, {len(data.vocab)} symbols; {sizes} {unit}",
-        "device": name,
         "run": str(folder),
     }
 
@@ -92,16 +81,18 @@ class Terminal(pl.Callback):
     The bar is drawn only where the output is a terminal, so a log file gets whole lines only.
     """
 
-    def __init__(
-        self, console: Console, header: dict[str, str], history: History, samples: Samples | None
-    ) -> None:
+    def __init__(self, console: Console, header: dict[str, str], history: History, samples: Samples | None) -> None:
         self.console, self.header, self.history, self.samples = console, header, history, samples
         self._bar: Progress | None = None
         self._due = math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the header and start the bar."""
-        self.console.print(facts(self.header), "")
+        device = trainer.strategy.root_device
+        name = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        )
+        self.console.print(facts({**self.header, "device": name}), "")
         if not self.console.is_terminal:
             return
         columns = (
@@ -113,12 +104,7 @@ class Terminal(pl.Callback):
             TextColumn("left"),
         )
         self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
-        steps = (
-            trainer.max_epochs * trainer.num_training_batches
-            if trainer.max_epochs != -1
-            else trainer.max_steps
-        )
-        self._task = self._bar.add_task("", total=steps if math.isfinite(steps) else None, loss="")
+        self._task = self._bar.add_task("", total=trainer.estimated_stepping_batches, loss="")
         self._bar.start()
         self._due = time.monotonic()
 
@@ -127,11 +113,10 @@ class Terminal(pl.Callback):
     ) -> None:
         """Draw the bar, when it is due."""
         if time.monotonic() >= self._due and self._bar is not None:
-            epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
             self._bar.update(
                 self._task,
                 completed=trainer.global_step,
-                description=f"epoch {trainer.current_epoch + 1}{epochs}",
+                description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
                 loss=f"train {float(outputs['loss']):.3f}",
                 refresh=True,
             )
@@ -154,9 +139,7 @@ class Terminal(pl.Callback):
         """Remove the bar."""
         self._stop()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the bar, so that the error stands on a line of its own."""
         self._stop()
 

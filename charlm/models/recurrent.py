@@ -23,10 +23,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from charlm.models import Network
 from charlm.state import State
 
 
-class _Recurrent(nn.Module):
+class _Recurrent(Network):
     """What the three families share; see the module's docstring for the equations.
 
     Arguments: sizes in units; `layers`, stacked recurrent layers; `dropout`, the probability of
@@ -34,8 +35,7 @@ class _Recurrent(nn.Module):
     Raises ValueError for sizes below 1 and probabilities outside [0, 1).
     """
 
-    layer: ClassVar[type[nn.RNNBase]]
-    context: int | None = None
+    layer: ClassVar[type[nn.RNN | nn.GRU | nn.LSTM]]
 
     def __init__(
         self,
@@ -47,9 +47,7 @@ class _Recurrent(nn.Module):
         output_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes = dict(
-            vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, layers=layers
-        )
+        sizes = dict(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, layers=layers)
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
@@ -66,8 +64,8 @@ class _Recurrent(nn.Module):
     def forward(self, x_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (B, T, V) and the state after the last step."""
         e_TBE = self.embedding(x_BT.t())  # time first is the layout the recurrent kernels work in
-        h_TBH, state = self.recurrent(e_TBE, state)
-        return self.head(self.dropout(h_TBH)).transpose(0, 1), state
+        h_TBH, last = self.recurrent(e_TBE, state)
+        return self.head(self.dropout(h_TBH)).transpose(0, 1), last
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros, (layers, B, H)."""
