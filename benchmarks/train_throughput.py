@@ -1,0 +1,141 @@
+"""What training through train.py costs over a bare PyTorch loop: python benchmarks/train_throughput.py.
+
+Both run the same network, batches, optimiser and validation pass on Nietzsche, in turn, each in a fresh
+process; train.py runs in a terminal of its own with progress bar, logging, samples and checkpoints at
+their defaults. Printed are medians over the repeats: characters per second while training, and the ratio
+train.py / bare, for the training steps alone and for the whole fit (with validation; on train.py's side
+with samples and checkpoint files, too). A ratio of 1 means no cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def bare(overrides: list[str]) -> dict[str, float]:
+    """Train with a plain loop under the config that `overrides` compose; returns what it took."""
+    import torch
+    import torch.nn.functional as F
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from charlm.checkpoint import build_network
+    from charlm.state import State, detach
+    from charlm.streams import IGNORE
+    from charlm.train import build_data
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides)
+    torch.manual_seed(config.seed)
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    data = build_data(plain, instantiate(config.data.corpus))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = build_network(plain["model"], len(data.vocab)).to(device)
+    optimizer = instantiate(config.optimizer)(network.parameters())
+    train, val = data.train_dataloader(), data.val_dataloader()
+    state: State | None = None
+    characters, training, started = 0, 0.0, time.perf_counter()
+    for _ in range(config.trainer.max_epochs):
+        epoch = time.perf_counter()
+        state = None
+        network.train()
+        for x, y, _first in train:
+            x, y = x.to(device), y.to(device)
+            logits, state = network(x, None if state is None else detach(state))
+            loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            characters += y.numel()
+        loss.item()
+        training += time.perf_counter() - epoch
+        network.eval()
+        total, count, state = 0.0, 0, None
+        with torch.inference_mode():
+            for x, y, _first in val:
+                x, y = x.to(device), y.to(device)
+                logits, state = network(x, state)
+                flat = logits.reshape(-1, logits.shape[-1]), y.reshape(-1)
+                total += F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum").item()
+                count += int((y != IGNORE).sum())
+    return {
+        "speed": characters / training,
+        "fit": characters / (time.perf_counter() - started),
+        "val": total / count,
+    }
+
+
+def through_train_py(overrides: list[str]) -> dict[str, float]:
+    """The same through train.py, in a pseudo-terminal, so that the progress bar is drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}/run"]
+        screen, terminal = pty.openpty()
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": "xterm"}
+        ) as process:
+            os.close(terminal)
+            seen = b""
+            try:
+                while chunk := os.read(screen, 65536):
+                    seen += chunk
+            except OSError:  # how Linux reports that the other side has closed
+                pass
+        os.close(screen)
+        if process.returncode:
+            raise SystemExit(seen.decode(errors="replace"))
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+    return {
+        "speed": summary["characters_per_second"],
+        "fit": summary["characters"] / summary["fit_seconds"],
+        "val": summary["best_val_nats"],
+    }
+
+
+def bare_process(overrides: list[str]) -> dict[str, float]:
+    """`bare` in a process of its own."""
+    command = [sys.executable, __file__, "--bare", *overrides]
+    return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Run the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["rnn", "gru", "lstm"])
+    parser.add_argument("--bptt", nargs="+", type=int, default=[8, 64])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--bare", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.bare is not None:
+        print(json.dumps(bare(args.bare)))
+        return
+    print(f"{'model':6}{'bptt':>5}{'bare char/s':>14}{'train.py':>12}{'steps':>9}{'whole fit':>11}   (medians)")
+    for bptt in args.bptt:
+        for model in args.models:
+            overrides = [f"model={model}", "data=nietzsche", f"data.bptt={bptt}", f"trainer.max_epochs={args.epochs}"]
+            pairs = []
+            for _ in range(args.repeats):
+                pairs.append((bare_process(overrides), through_train_py(overrides)))
+                plain, ours = pairs[-1]
+                if abs(plain["val"] - ours["val"]) > 0.02:
+                    raise SystemExit(f"the two did not train alike: {plain['val']:.4f} and {ours['val']:.4f} nats")
+            speeds = [statistics.median(pair[side]["speed"] for pair in pairs) for side in (0, 1)]
+            ratios = [statistics.median(ours[k] / plain[k] for plain, ours in pairs) for k in ("speed", "fit")]
+            print(f"{model:6}{bptt:5}{speeds[0]:14,.0f}{speeds[1]:12,.0f}{ratios[0]:9.3f}{ratios[1]:11.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

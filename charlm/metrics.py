@@ -21,8 +21,9 @@ class MeanPerCharacter(Metric):
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
         """Add the sum over `count` characters. No value is read back, so a GPU is not waited for."""
-        self.total.add_(total)  # in place: assigning to a module's attribute costs more than the addition
-        self.count.add_(count)
+        # Not in place: a state that was reset under inference mode (`trainer.validate`) refuses that.
+        self.total = self.total + total
+        self.count = self.count + count
 
     def compute(self) -> Tensor:
         """The mean, float64; NaN when nothing was added."""

@@ -32,7 +32,7 @@ from charlm.callbacks.samples import Samples
 from charlm.callbacks.self_contained import SelfContained
 from charlm.callbacks.terminal import Terminal, describe, report
 from charlm.corpus import Corpus, Unavailable
-from charlm.data import CharDataModule, whole
+from charlm.data import CharDataModule, choice, whole
 from charlm.errors import UsageError
 from charlm.module import CharLM, parameter_count
 
@@ -55,6 +55,7 @@ def run(config: DictConfig) -> float:
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
     network = checkpoint.build_network(settings["model"], len(data.vocab))
+    choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
     model = CharLM(
         network,
         instantiate(config.optimizer),
@@ -72,14 +73,17 @@ def run(config: DictConfig) -> float:
     history = History(folder)
     best, last = checkpoints(folder / "checkpoints", "val/nats" if data.rows["val"] else "train/nats")
     samples = next((c for c in optional if isinstance(c, Samples)), None)
-    terminal = Terminal(console, describe(settings, data, network, folder), history, samples)
+    header = describe(settings, data, network, folder)
+    if hydra.mode == RunMode.MULTIRUN:
+        header = {"job": f"{hydra.job.num}, {' '.join(hydra.overrides.task)}", **header}
+    terminal = Terminal(console, header, history, samples)
     # In this order: the row of an epoch is made before it is shown.
     callbacks = [history, *optional, terminal, SelfContained(entry), best, last]
     sweep = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
     logger = instantiate(config.logger)(folder=folder, config=settings, sweep=sweep)
     started = time.perf_counter()
     try:
-        trainer = build_trainer(settings["trainer"], folder, logger, callbacks)
+        trainer = build_trainer(settings["trainer"], folder, logger, callbacks, validate=bool(data.rows["val"]))
         fit(trainer, model, data)
         test_nats = evaluate(trainer, model, data, best) if data.rows["test"] else None
     finally:
@@ -91,6 +95,8 @@ def run(config: DictConfig) -> float:
         "steps": trainer.global_step,
         "parameters": parameter_count(network),
         "characters_per_second": history.characters / history.training_seconds,
+        "characters": history.characters,
+        "fit_seconds": history.fit_seconds,
         "seconds": time.perf_counter() - started,
         "model": hydra.runtime.choices.get("model"),
         "corpus": facts_of_corpus["name"],
@@ -148,13 +154,15 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def build_trainer(
-    settings: dict[str, Any], folder: Path, logger: Logger | None, callbacks: list[pl.Callback]
+    settings: dict[str, Any], folder: Path, logger: Logger | None, callbacks: list[pl.Callback], *, validate: bool
 ) -> pl.Trainer:
     """Lightning's Trainer, quiet: what a person sees comes from `Terminal`."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if settings["accelerator"] == "auto":
         # Not Apple's MPS: it has no float64 for exact sums, and small recurrent networks are slower there.
         settings = {**settings, "accelerator": "cuda" if torch.cuda.is_available() else "cpu"}
+    if not validate:
+        settings = {**settings, "limit_val_batches": 0}
     whole("trainer.max_epochs", settings["max_epochs"], 1)
     try:
         return pl.Trainer(

@@ -42,6 +42,7 @@ class History(pl.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note how often to log; asked once, not at each step."""
         self._every = trainer.log_every_n_steps if trainer.loggers else 0
+        self._fit_started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clocks."""
@@ -69,6 +70,10 @@ class History(pl.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step - 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Note how long the whole fit took, with its validations, samples and checkpoints."""
+        self.fit_seconds = time.perf_counter() - self._fit_started
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Stop the training clock."""

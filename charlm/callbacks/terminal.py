@@ -22,7 +22,6 @@ from charlm.models import Network
 from charlm.module import parameter_count
 
 REFRESH = 0.2  # seconds between two drawings of the bar; drawing at each step would slow training down
-EXCERPT = 160  # characters of a sample that are shown
 
 
 def duration(seconds: float) -> str:
@@ -67,7 +66,7 @@ def report(console: Console, summary: dict[str, Any]) -> None:
         rows["test loss"] = f"{summary['test_nats']:.4f} nats/char"
     rows["corpus"] = summary["corpus"] + (" (substituted)" if summary["corpus_substituted"] else "")
     rows["speed"] = f"{summary['characters_per_second']:,.0f} characters/s"
-    rows["time"] = f"{summary['seconds'] / 60:.1f} minutes, {summary['epochs']} epochs"
+    rows["time"] = f"{summary['seconds'] / 60:.1f} minutes, {summary['epochs']} epochs, {summary['steps']:,} steps"
     console.print("", facts(rows))
     # On a line of its own that is never wrapped, so that it can be copied.
     console.print("[bold cyan]write more[/]", highlight=False)
@@ -132,7 +131,7 @@ class Terminal(pl.Callback):
         line += f"   {row['characters_per_second']:,.0f} chars/s   {duration(row['seconds'])}"
         self.console.print(line, highlight=False)
         if self.samples is not None and self.samples.latest:
-            words = " ".join(self.samples.latest.split())[:EXCERPT]
+            words = " ".join(self.samples.latest.split())[: min(self.console.width - 4, 160)]
             self.console.print(f"  [dim italic]{escape(words)}[/dim italic]", highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
