@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,17 +61,16 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 
 
 def run_train(*overrides: str) -> float | None:
-    """`python train.py *overrides` in this process; SystemExit as the program would exit."""
-    import train
-    from charlm.cli import exit_cleanly
+    """`python train.py *overrides` in this process; returns the job's value. Raises SystemExit as it would."""
+    import charlm.train
 
-    before = sys.argv
-    sys.argv = ["train.py", *overrides]
-    try:
-        with exit_cleanly():
-            return train.main()
-    finally:
-        sys.argv = before
+    values: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        run = charlm.train.run
+        patch.setattr(charlm.train, "run", lambda config: values.append(run(config)) or values[-1])
+        patch.setattr(sys, "argv", ["train.py", *overrides])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return values[-1] if values else None
 
 
 def summary(folder: Path) -> dict[str, Any]:
