@@ -76,18 +76,22 @@ def _fetch(filename: str, sha256: str, urls: Sequence[str]) -> Path:
 
     pooch.get_logger().setLevel(logging.WARNING)
     get = pooch.HTTPDownloader(progressbar=True, timeout=20)
-    failures = []
+    failures, refused = [], []
     for url in urls:
         try:
             return Path(pooch.retrieve(url, f"sha256:{sha256}", filename, cache_dir(), downloader=get))
-        except ValueError as error:  # pooch's word for a wrong checksum; it has deleted the file
-            failures.append(f"{url}: {' '.join(str(error).split())}")
+        except ValueError as error:  # pooch's word for a wrong checksum, with both sums; it has deleted the file
+            refused.append(f"{url}: {' '.join(str(error).split())}")
         except requests.exceptions.RequestException as error:
-            failures.append(f"{url}: {type(error).__name__}")
+            status = f" {error.response.status_code}" if error.response is not None else ""
+            failures.append(f"{url}: {type(error).__name__}{status}")
         except OSError as error:
             raise UsageError(f"{filename} cannot be stored in {cache_dir()}: {error.strerror or error}") from None
+    if refused:
+        raise UsageError(f"{filename} was refused: {'; '.join(refused)}")
+    looked = f"it is not in CHARLM_DATA_DIR={folder}; " if (folder := os.environ.get("CHARLM_DATA_DIR")) else ""
     raise Unavailable(
-        f"{filename} could not be downloaded ({'; '.join(failures)}): "
+        f"{looked}{filename} could not be downloaded ({'; '.join(failures)}): "
         f"put the file into a folder and set CHARLM_DATA_DIR to it, or use your own text with "
         f"data=text data.path=FILE"
     )
@@ -122,8 +126,13 @@ def read(path: str, encoding: str = "utf-8") -> Corpus:
     """
     if not path:
         raise UsageError("data=text needs data.path=FILE, FOLDER or GLOB")
-    where = Path(path).expanduser()
-    if where.is_file():
+    path, encoding = str(path), str(encoding)  # Hydra reads data.path=2024 as a number
+    try:
+        where = Path(path).expanduser()
+        is_file = where.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user that is not there
+        raise UsageError(f"data.path={path} cannot be a file or folder: {error}") from None
+    if is_file:
         text = _decode(_bytes(where), where, encoding)
         if not text:
             raise UsageError(f"{path} is empty: data.path needs a file with text in it")
@@ -136,9 +145,10 @@ def read(path: str, encoding: str = "utf-8") -> Corpus:
             raise UsageError(f"there is no file, folder or glob match at data.path={path}")
     texts: list[str] = []
     binary: list[Path] = []
+    wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf16", "utf-32", "utf32"))  # full of NULs
     for file in found:
         data = _bytes(file)
-        if b"\0" in data[:SNIFF] and encoding.lower().replace("_", "-") in ("utf-8", "utf8", "ascii"):
+        if b"\0" in data[:SNIFF] and not wide:
             binary.append(file)
         else:
             texts.append(_decode(data, file, encoding))
@@ -147,7 +157,7 @@ def read(path: str, encoding: str = "utf-8") -> Corpus:
             f"data.path={path} holds no text ({len(texts)} empty and {len(binary)} binary files): "
             f"point it at a folder with text files"
         )
-    notices = [f"left out {len(binary)} binary files, the first {binary[0]}"] if binary else []
+    notices = [f"binary files left out: {len(binary)}, the first is {binary[0]}"] if binary else []
     return _corpus(_join(texts), f"{path} ({len(texts)} files)", notices)
 
 
@@ -181,4 +191,6 @@ def _decode(data: bytes, path: Path, encoding: str) -> str:
             f"{path} is not {encoding}: byte 0x{data[error.start]:02X} at offset {error.start} does not fit; "
             f"say how the text is stored with data.encoding=, for example data.encoding=latin-1"
         ) from None
+    except UnicodeError as error:  # codecs that are not for text
+        raise UsageError(f"{path} cannot be read with data.encoding={encoding}: {error}") from None
     return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")  # a byte order mark is not text

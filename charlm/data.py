@@ -31,13 +31,20 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
+def flag(name: str, value: object) -> bool:
+    """`value` if it is true or false; raises UsageError naming the field."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}={value} must be true or false")
+    return value
+
+
 def share(name: str, value: object, total: int) -> int:
     """How many of `total` a split gets: a float is a fraction below 1, an int a count."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"{name}={value} must be a fraction such as 0.1 or a count such as 100000")
-    if value < 0 or (isinstance(value, float) and value >= 1):
+    if not (0 <= value < 1 if isinstance(value, float) else value >= 0):
         raise UsageError(f"{name}={value} must be a fraction from 0 to below 1, or a count of at least 0")
-    return round(value * total) if isinstance(value, float) else value
+    return int(value * total + 1e-6) if isinstance(value, float) else value
 
 
 def split_sizes(total: int, train: float | None, val: float, test: float, unit: str) -> dict[str, int]:
@@ -45,9 +52,13 @@ def split_sizes(total: int, train: float | None, val: float, test: float, unit: 
     sizes = {"val": share("data.val", val, total), "test": share("data.test", test, total)}
     left = total - sum(sizes.values())
     sizes["train"] = left if train is None else share("data.train", train, total)
+    if train is not None and sizes["train"] < 1:
+        raise UsageError(
+            f"data.train={train} leaves nothing to train on: it must come to at least 1 of {total:,} {unit}"
+        )
     if sizes["train"] > left or left < 1:
-        asked = " + ".join(f"{name} {sizes[name]:,}" for name in SPLITS if name != "train" or train is not None)
-        raise UsageError(f"data splits {asked} do not fit into the {total:,} {unit} of the text: lower them")
+        asked = " + ".join(f"data.{name} {sizes[name]:,}" for name in SPLITS if name != "train" or train is not None)
+        raise UsageError(f"{asked} do not fit into the {total:,} {unit} of the text: lower them, or give more text")
     return {name: sizes[name] for name in SPLITS}
 
 
@@ -94,25 +105,30 @@ class CharDataModule(pl.LightningDataModule):
         super().__init__()
         self.mode = choice("data.mode", mode, ("streams", "windows"))
         self.batch_size, self.bptt = whole("data.batch_size", batch_size, 1), whole("data.bptt", bptt, 1)
-        self.stride, self.seed = whole("data.stride", stride, 1), seed
+        self.stride, self.seed = whole("data.stride", stride, 1), whole("seed", seed, 0)
         self.jitter = whole("data.bptt_jitter", bptt_jitter, 0)
         if 2 * self.jitter >= self.bptt:
             raise UsageError(f"data.bptt_jitter={bptt_jitter} must be less than half of data.bptt={bptt}")
         if self.jitter and mode == "windows":
             raise UsageError("data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters")
+        choice("data.vocab_from", vocab_from, ("all", "train"))
+        whole("data.min_freq", min_freq, 1), flag("data.pad", pad), flag("data.unk", unk)
         random_split = choice("data.split", split, ("contiguous", "random")) == "random"
         if random_split and mode == "streams":
             raise UsageError("data.split=random needs data.mode=windows: streams are contiguous by nature")
-        self.normalisation = {"lowercase": lowercase}
+        if random_split and vocab_from == "train":
+            raise UsageError("data.split=random needs data.vocab_from=all: its training windows overlap the others")
+        self.normalisation = {"lowercase": flag("data.lowercase", lowercase)}
         self.corpus, self.notices = corpus, list(corpus.notices)
         text = normalise(corpus.text, lowercase)
 
         starts = window_starts(len(text), self.bptt, self.stride)
         total, unit = (len(starts), "windows") if random_split else (len(text), "characters")
+        if total == 0:
+            raise UsageError(f"the text has {len(text)} characters, too few for data.bptt={self.bptt}: give more text")
         self.sizes = split_sizes(total, train, val, test, unit)
-        choice("data.vocab_from", vocab_from, ("all", "train"))
-        seen = text[: self.sizes["train"]] if vocab_from == "train" and not random_split else text
-        self.vocab = Vocab.build(seen, min_freq=whole("data.min_freq", min_freq, 1), pad=pad, unk=unk)
+        seen = text[: self.sizes["train"]] if vocab_from == "train" else text
+        self.vocab = Vocab.build(seen, min_freq=min_freq, pad=pad, unk=unk)
         try:
             ids = self.vocab.encode(text)
         except UsageError as error:
@@ -133,6 +149,9 @@ class CharDataModule(pl.LightningDataModule):
                 for begin, (name, piece) in zip(begins, self.pieces.items(), strict=False)
             }
         self.rows = {name: self._rows(name) for name in SPLITS}
+        for name, asked in {"val": val, "test": test}.items():
+            if asked and not self.sizes[name]:
+                self.notices.append(f"data.{name}={asked} of {total:,} {unit} comes to none: no {name} split")
 
     def _rows(self, split: str) -> int:
         """The asked batch size, or fewer rows where a split is too small for it. 0: no such split."""
@@ -149,8 +168,8 @@ class CharDataModule(pl.LightningDataModule):
         rows = min(self.batch_size, max(1, (characters - 1) // self.bptt))
         if rows < self.batch_size:
             self.notices.append(
-                f"the {split} split of {characters:,} characters fills {rows} streams of data.bptt={self.bptt}, "
-                f"not data.batch_size={self.batch_size}: its batches have {rows} rows"
+                f"the {split} split of {characters:,} characters is too short for data.batch_size={self.batch_size} "
+                f"streams of data.bptt={self.bptt}: its batch size is {rows}"
             )
         return rows
 

@@ -63,7 +63,7 @@ def edges(columns: int, bptt: int, jitter: int = 0, rng: torch.Generator | None 
     With `jitter` j every inner edge moves by a random whole number in [-j, j], so windows differ in
     length and their seams in place, while the number of windows stays the same.
     """
-    inner = torch.arange(bptt, columns, bptt)
+    inner = torch.arange(bptt, max(columns, bptt), bptt)
     if jitter:
         inner = inner + torch.randint(-jitter, jitter + 1, inner.shape, generator=rng)
         inner = inner.clamp(max=columns - 1)

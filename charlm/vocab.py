@@ -125,7 +125,8 @@ class Vocab:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Vocab:
         """The inverse of `to_dict`. Raises UsageError for anything else."""
-        chars, pad, unk = values.get("chars"), values.get("pad"), values.get("unk")
+        entries = values if isinstance(values, Mapping) else {}
+        chars, pad, unk = entries.get("chars"), entries.get("pad"), entries.get("unk")
         if not isinstance(chars, str) or not isinstance(pad, bool) or not isinstance(unk, bool):
             raise UsageError("a vocabulary is {chars: text, pad: true|false, unk: true|false}")
         return cls(chars, pad, unk)

@@ -1,0 +1,54 @@
+"""The README's commands run as they stand, only on less data."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SMALL, run_train, summary
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    (.+)$", README, re.MULTILINE)
+INLINE = re.findall(r"`(python (?:train|sample)\.py[^`]*)`", README)
+TRAIN = sorted({c.split("&&")[-1].strip() for c in [*COMMANDS, *INLINE] if "train.py" in c and "--help" not in c})
+FEWER = ("trainer.max_epochs=1", "model.hidden_size=8", "data.batch_size=4", "data.bptt=8", "++data.train=400")
+
+
+def test_the_two_commands_of_the_issue_stand_in_the_readme() -> None:
+    assert "pip install -e . && python train.py model=gru" in COMMANDS
+    assert 'pip install -e ".[dev]" && pytest' in COMMANDS
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
+    arguments = [a for a in shlex.split(command)[2:] if not a.startswith(("trainer.max_epochs", "data.path"))]
+    where = [f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep"]
+    # The user's own text stands in for the corpora, which may not be there.
+    data = [] if "data=text" in arguments else ["data=text"]
+    data += ["++data.val=200", f"data.path={text_file}"]
+    run_train(*arguments, *data, *SMALL[:1], *FEWER, *where)
+    assert list(tmp_path.glob("**/best.ckpt"))
+
+
+def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_train(*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.run.dir={tmp_path}/runs/a")
+    assert summary(tmp_path / "runs/a")["epochs"] == 2
+    samples = [c for c in [*COMMANDS, *INLINE] if c.startswith("python sample.py")]
+    assert samples
+    for command in samples:
+        arguments = [sys.executable, str(ROOT / "sample.py"), *shlex.split(command)[2:], "--unknown", "skip"]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("To be, or not to be", "abc").replace("the philosopher", "abc"), {})
+
+
+def test_every_file_the_readme_names_exists() -> None:
+    for name in re.findall(r"`((?:charlm|conf|benchmarks)/[\w./]*)`", README):
+        assert (ROOT / name.replace("yours", "gru")).exists(), name
