@@ -11,31 +11,11 @@ from torch import Tensor
 
 from charlm.corpus import Corpus
 from charlm.errors import UsageError
+from charlm.options import choice, flag, whole
 from charlm.streams import Batch, Streams, Windows, epoch_rng, stack, stack_all, window_starts
 from charlm.vocab import Vocab, normalise
 
 SPLITS = ("train", "val", "test")
-
-
-def whole(name: str, value: object, least: int) -> int:
-    """`value` if it is a whole number of at least `least`; raises UsageError naming the field."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name}={value} must be a whole number of at least {least}")
-    return value
-
-
-def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    """`value` if it is one of `choices`; raises UsageError naming the field."""
-    if value not in choices:
-        raise UsageError(f"{name}={value} must be one of {', '.join(choices)}")
-    return str(value)
-
-
-def flag(name: str, value: object) -> bool:
-    """`value` if it is true or false; raises UsageError naming the field."""
-    if not isinstance(value, bool):
-        raise UsageError(f"{name}={value} must be true or false")
-    return value
 
 
 def share(name: str, value: object, total: int) -> int:
@@ -107,51 +87,67 @@ class CharDataModule(pl.LightningDataModule):
         self.batch_size, self.bptt = whole("data.batch_size", batch_size, 1), whole("data.bptt", bptt, 1)
         self.stride, self.seed = whole("data.stride", stride, 1), whole("seed", seed, 0)
         self.jitter = whole("data.bptt_jitter", bptt_jitter, 0)
-        if 2 * self.jitter >= self.bptt:
-            raise UsageError(f"data.bptt_jitter={bptt_jitter} must be less than half of data.bptt={bptt}")
-        if self.jitter and mode == "windows":
-            raise UsageError("data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters")
         choice("data.vocab_from", vocab_from, ("all", "train"))
-        whole("data.min_freq", min_freq, 1), flag("data.pad", pad), flag("data.unk", unk)
-        random_split = choice("data.split", split, ("contiguous", "random")) == "random"
-        if random_split and mode == "streams":
-            raise UsageError("data.split=random needs data.mode=windows: streams are contiguous by nature")
-        if random_split and vocab_from == "train":
-            raise UsageError("data.split=random needs data.vocab_from=all: its training windows overlap the others")
+        self.random_split = choice("data.split", split, ("contiguous", "random")) == "random"
+        self._check_together(vocab_from)
         self.normalisation = {"lowercase": flag("data.lowercase", lowercase)}
         self.corpus, self.notices = corpus, list(corpus.notices)
         text = normalise(corpus.text, lowercase)
 
-        starts = window_starts(len(text), self.bptt, self.stride)
-        total, unit = (len(starts), "windows") if random_split else (len(text), "characters")
+        total, unit = len(text), "characters"
+        if self.random_split:
+            total, unit = len(window_starts(len(text), self.bptt, self.stride)), "windows"
         if total == 0:
             raise UsageError(f"the text has {len(text)} characters, too few for data.bptt={self.bptt}: give more text")
         self.sizes = split_sizes(total, train, val, test, unit)
-        seen = text[: self.sizes["train"]] if vocab_from == "train" else text
-        self.vocab = Vocab.build(seen, min_freq=min_freq, pad=pad, unk=unk)
+        for name, asked in {"val": val, "test": test}.items():
+            if asked and not self.sizes[name]:
+                self.notices.append(f"data.{name}={asked} of {total:,} {unit} comes to none: no {name} split")
+
+        self.vocab = Vocab.build(
+            text[: self.sizes["train"]] if vocab_from == "train" else text,
+            min_freq=whole("data.min_freq", min_freq, 1),
+            pad=flag("data.pad", pad),
+            unk=flag("data.unk", unk),
+        )
         try:
             ids = self.vocab.encode(text)
         except UsageError as error:
             raise UsageError(f"{error}: use data.unk=true, or data.vocab_from=all with data.min_freq=1") from None
         # Signed, because IGNORE is negative; small, because all of it stays in memory (of the GPU, too).
         self.ids_N = torch.from_numpy(ids.astype(np.int16 if len(self.vocab) < 2**15 else np.int32))
-
-        lengths = [*self.sizes.values(), total - sum(self.sizes.values())]  # the last part goes unused
-        self.pieces = dict(zip(SPLITS, self.ids_N.split(lengths if not random_split else len(text)), strict=False))
-        self.starts: dict[str, Tensor] = {}
-        if random_split:
-            order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-            self.starts = {n: starts[part] for n, part in zip(SPLITS, order.split(lengths), strict=False)}
-        elif mode == "windows":
-            begins = np.cumsum([0, *lengths])
-            self.starts = {
-                name: int(begin) + window_starts(len(piece), self.bptt, self.stride)
-                for begin, (name, piece) in zip(begins, self.pieces.items(), strict=False)
-            }
+        # Of each split: its ids in order (a random split has no such piece), and where its windows begin.
+        self.pieces = {} if self.random_split else self._cut(self.ids_N)
+        self.starts = self._window_starts() if self.mode == "windows" else {}
         self.rows = {name: self._rows(name) for name in SPLITS}
-        for name, asked in {"val": val, "test": test}.items():
-            if asked and not self.sizes[name]:
-                self.notices.append(f"data.{name}={asked} of {total:,} {unit} comes to none: no {name} split")
+
+    def _check_together(self, vocab_from: str) -> None:
+        """Refuse options that cannot go together."""
+        if 2 * self.jitter >= self.bptt:
+            raise UsageError(f"data.bptt_jitter={self.jitter} must be less than half of data.bptt={self.bptt}")
+        if self.jitter and self.mode == "windows":
+            raise UsageError("data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters")
+        if self.random_split and self.mode == "streams":
+            raise UsageError("data.split=random needs data.mode=windows: streams are contiguous by nature")
+        if self.random_split and vocab_from == "train":
+            raise UsageError("data.split=random needs data.vocab_from=all: its training windows overlap the others")
+
+    def _cut(self, whole_N: Tensor) -> dict[str, Tensor]:
+        """The three splits of a tensor, one after another; what they leave goes unused."""
+        sizes = [*self.sizes.values(), len(whole_N) - sum(self.sizes.values())]
+        return dict(zip(SPLITS, whole_N.split(sizes), strict=False))
+
+    def _window_starts(self) -> dict[str, Tensor]:
+        """Where the windows of each split begin in the whole text."""
+        if self.random_split:
+            starts = window_starts(len(self.ids_N), self.bptt, self.stride)
+            order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(self.seed))
+            return self._cut(starts[order])
+        found, begin = {}, 0
+        for name, size in self.sizes.items():
+            found[name] = begin + window_starts(size, self.bptt, self.stride)
+            begin += size
+        return found
 
     def _rows(self, split: str) -> int:
         """The asked batch size, or fewer rows where a split is too small for it. 0: no such split."""

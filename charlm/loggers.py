@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from charlm.data import choice
+from charlm.options import choice
 
 
 def wandb_logger(

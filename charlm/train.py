@@ -32,9 +32,10 @@ from charlm.callbacks.samples import Samples
 from charlm.callbacks.self_contained import SelfContained
 from charlm.callbacks.terminal import Terminal, describe, report
 from charlm.corpus import Corpus, Unavailable
-from charlm.data import CharDataModule, choice, whole
+from charlm.data import CharDataModule
 from charlm.errors import UsageError
 from charlm.module import CharLM, parameter_count
+from charlm.options import choice, whole
 
 FALLBACK = "python_docs"
 
