@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from charlm.errors import UsageError
 from charlm.models import Network
-from charlm.vocab import Vocab
+from charlm.vocab import Vocab, check_normalisation
 
 KEY = "charlm"
 FORMAT = 1
@@ -54,7 +58,11 @@ def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     target = spec.get("_target_")
     module, _, name = str(target).rpartition(".")
     refusal = UsageError(f"model: {target!r} is not a network in {FAMILIES}*: nothing else is built")
-    if not module.startswith(FAMILIES) or not all(part.isidentifier() for part in module.split(".")):
+    if (
+        not module.startswith(FAMILIES)
+        or name.startswith("_")
+        or not all(part.isidentifier() for part in module.split("."))
+    ):
         raise refusal
     try:
         family = getattr(importlib.import_module(module), name, None)
@@ -67,7 +75,8 @@ def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     try:
         return family(vocab_size=vocab_size, **arguments)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"model: {error}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # PyTorch adds its C++ frames below
+        raise UsageError(f"model: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,13 @@ def read(path: str | Path) -> Opened:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
             content = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = zipfile.ZipFile(path).testzip()  # PyTorch itself does not look at the check sums
     except Exception:  # a damaged zip or pickle can raise anything
         raise UsageError(
             f"{path} is not a checkpoint that can be opened safely: it is cut short, damaged, or something else"
         ) from None
+    if damaged:
+        raise UsageError(f"{path} is damaged: the check sum of its entry {damaged} is wrong")
     entry = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
@@ -108,16 +120,38 @@ def read(path: str | Path) -> Opened:
         if not isinstance(part, dict):
             raise UsageError(f"{path} is damaged: its {name} is missing")
     try:
-        vocab = Vocab.from_dict(parts["vocab"])
-        with torch.device("meta"):  # shapes only: no memory is taken before they agree with the weights
+        vocab, normalisation = Vocab.from_dict(parts["vocab"]), check_normalisation(parts["normalisation"])
+        if not all(isinstance(key, str) for key in parts["state_dict"]):
+            raise UsageError("its weights have names that are not text")
+        weights = {key.removeprefix(PREFIX): w for key, w in parts["state_dict"].items() if key.startswith(PREFIX)}
+        # Shapes only, and no more parameters than the file has weights: a file cannot ask for more memory or
+        # time than its own size warrants.
+        with torch.device("meta"), at_most(len(weights)):
             network = build_network(parts["model"], len(vocab))
-        weights = {
-            key.removeprefix(PREFIX): value for key, value in parts["state_dict"].items() if key.startswith(PREFIX)
-        }
         network.load_state_dict(weights, assign=True)
-    except (UsageError, RuntimeError) as error:
-        raise UsageError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from None
-    return Opened(network.eval(), vocab, parts["normalisation"], parts["config"], parts["corpus"])
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be used: {error}") from None
+    except (RuntimeError, OverflowError):
+        raise UsageError(f"{path} cannot be used: its model and its weights do not fit together") from None
+    return Opened(network.eval(), vocab, normalisation, parts["config"], parts["corpus"])
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Raise UsageError as soon as modules are given more than `count` parameters."""
+    left = count
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise UsageError(f"its model has more parameters than the {count} that are stored")
+
+    handle = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def find(where: str | Path | None = None) -> Path:

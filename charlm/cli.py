@@ -35,16 +35,17 @@ def exit_cleanly() -> Iterator[None]:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        fail(f"{error.filename}: {error.strerror or error}; choose another place or free this one")
     except Exception as error:
         # Imported here: this module is loaded by programs that do not use Hydra.
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        if not isinstance(error, HydraException | OmegaConfBaseException):
+        if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors, too
+            cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+            fail(f"{error}{cause}")
+        if isinstance(error, ValueError) and "Config group override" in str(error):  # as in logger=null
+            fail(f"{error}: choose one by name, for example logger=none")
+        if not isinstance(error, OSError):
             raise
-        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        fail(f"{error}{cause}")
+        place = f"{error.filename}: " if error.filename is not None else ""
+        fail(f"{place}{error.strerror or error}; choose another place or free this one")

@@ -16,6 +16,10 @@ from charlm.models import Network
 
 def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -> int:
     """Draw from softmax(logits / temperature), or take the most likely id at temperature 0."""
+    if not logits_V.isfinite().all():
+        raise UsageError(
+            "the network's output is not finite: its training diverged; train it with a lower optimizer.lr"
+        )
     if temperature == 0:
         return int(logits_V.argmax())
     # Shifted first, so that a tiny temperature cannot overflow. On the CPU, so that a seed gives the same

@@ -13,6 +13,7 @@ from charlm import checkpoint
 from charlm.errors import UsageError
 from charlm.generate import generate
 from charlm.models import Network
+from charlm.options import whole
 from charlm.vocab import Vocab, normalise
 
 
@@ -52,6 +53,8 @@ class LanguageModel:
         says what becomes of prompt characters the model never saw. Raises UsageError for those, and for
         a negative length or temperature, before the first character.
         """
+        if seed is not None:
+            whole("seed", seed, 0, 2**63 - 1)
         try:
             ids = self.vocab.encode(normalise(prompt, **self.normalisation), unknown)
         except UsageError as error:

@@ -15,10 +15,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -31,13 +29,12 @@ from charlm.callbacks.history import History
 from charlm.callbacks.samples import Samples
 from charlm.callbacks.self_contained import SelfContained
 from charlm.callbacks.terminal import Terminal, describe, report
-from charlm.corpus import Corpus, Unavailable
+from charlm.config import load_corpus, make, save_config
+from charlm.corpus import Corpus
 from charlm.data import CharDataModule
 from charlm.errors import UsageError
 from charlm.module import CharLM, parameter_count
-from charlm.options import choice, whole
-
-FALLBACK = "python_docs"
+from charlm.options import choice, number, whole
 
 
 def run(config: DictConfig) -> float:
@@ -51,7 +48,8 @@ def run(config: DictConfig) -> float:
     folder = Path(os.path.relpath(hydra.runtime.output_dir))
     if (folder / "checkpoints").exists():
         raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir")
-    pl.seed_everything(whole("seed", config.seed, 0), verbose=False)
+    pl.seed_everything(whole("seed", config.seed, 0, 2**32 - 1), verbose=False)
+    number("optimizer.lr", config.optimizer.lr)
     corpus, config, substitution = load_corpus(config)
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
@@ -59,16 +57,17 @@ def run(config: DictConfig) -> float:
     choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
     model = CharLM(
         network,
-        instantiate(config.optimizer),
-        instantiate(config.schedule.scheduler),
+        make(config.optimizer),
+        make(config.schedule.scheduler),
         config.schedule.interval,
     )
     model.configure_optimizers()  # a refused argument shows before any work starts
-    optional = list(instantiate(config.callbacks or {}).values())
+    optional = list((make(config.callbacks) or {}).values())
 
     for notice in [substitution, *data.notices]:
         if notice:
             console.print(notice, style="bold yellow")
+    save_config(config, folder)
     facts_of_corpus = {"name": settings["data"]["name"], "source": corpus.source, "sha256": corpus.sha256}
     entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, facts_of_corpus)
     history = History(folder)
@@ -81,7 +80,7 @@ def run(config: DictConfig) -> float:
     # In this order: the row of an epoch is made before it is shown.
     callbacks = [history, *optional, terminal, SelfContained(entry), best, last]
     sweep = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
-    logger = instantiate(config.logger)(folder=folder, config=settings, sweep=sweep)
+    logger = make(config.logger)(folder=folder, config=settings, sweep=sweep)
     started = time.perf_counter()
     try:
         trainer = build_trainer(settings["trainer"], folder, logger, callbacks, validate=bool(data.rows["val"]))
@@ -106,34 +105,12 @@ def run(config: DictConfig) -> float:
         "corpus_sha256": corpus.sha256,
         "seed": config.seed,
         "device": str(trainer.strategy.root_device),
-        "best_checkpoint": os.path.relpath(best.best_model_path),
-        "last_checkpoint": os.path.relpath(last.best_model_path),
+        "best_checkpoint": relative(best.best_model_path),
+        "last_checkpoint": relative(last.best_model_path),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report(console, summary)
     return summary["best_val_nats"] if data.rows["val"] else summary["best_train_nats"]
-
-
-def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
-    """The corpus, the config that is really used, and a line to print if they were substituted.
-
-    Only the default corpus of a plain ``train.py`` may be replaced, when it cannot be downloaded: never
-    one that the user named, nor that of a recipe (``experiment=``).
-    """
-    try:
-        return instantiate(config.data.corpus), config, ""
-    except Unavailable as error:
-        hydra = HydraConfig.get()
-        named = any(override.split("=")[0] == "data" for override in hydra.overrides.task)
-        if named or hydra.runtime.choices.get("experiment"):
-            raise
-        line = (
-            f"NO {config.data.name.upper()}: {error}. TRAINING ON {FALLBACK.upper()} INSTEAD, "
-            f"the reference text that came with your Python."
-        )
-    config = compose(hydra.job.config_name, [*hydra.overrides.task, f"data={FALLBACK}"])
-    OmegaConf.save(config, Path(hydra.runtime.output_dir, ".hydra", "config.yaml"))
-    return instantiate(config.data.corpus), config, line
 
 
 def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
@@ -224,6 +201,11 @@ def best_losses(history: History, *, validated: bool) -> dict[str, float]:
         "best_val_bpc": nats / math.log(2),
         "best_val_perplexity": math.exp(nats) if nats < 700 else math.inf,
     }
+
+
+def relative(path: str) -> str:
+    """A path as seen from the current folder."""
+    return os.path.relpath(path) if path else ""
 
 
 def close(logger: Logger | None) -> None:

@@ -26,6 +26,13 @@ def normalise(text: str, lowercase: bool = False) -> str:
     return text.lower() if lowercase else text
 
 
+def check_normalisation(values: Mapping[str, Any]) -> dict[str, bool]:
+    """The arguments of `normalise` as a checkpoint states them. Raises UsageError for anything else."""
+    if set(values) != {"lowercase"} or not isinstance(values["lowercase"], bool):
+        raise UsageError("a text normalisation is {lowercase: true|false}")
+    return dict(values)
+
+
 def code_points(text: str) -> NDArray[np.uint8] | NDArray[np.uint32]:
     """The code points of `text` as an array, one entry a character, without a Python loop."""
     if text.isascii():

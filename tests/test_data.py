@@ -240,7 +240,13 @@ def test_the_batch_shrinks_with_a_notice_on_tiny_texts(characters, rows):
         assert data.notices == []
     else:
         (notice,) = data.notices
-        for part in ("train split", f"{characters} characters", f"its batch size is {rows}", "data.batch_size=4", "data.bptt=5"):
+        for part in (
+            "train split",
+            f"{characters} characters",
+            f"its batch size is {rows}",
+            "data.batch_size=4",
+            "data.bptt=5",
+        ):
             assert part in notice
 
 

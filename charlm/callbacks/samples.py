@@ -8,8 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 
-from charlm.errors import UsageError
 from charlm.language_model import LanguageModel
+from charlm.options import number, whole
 
 
 class Samples(pl.Callback):
@@ -20,11 +20,10 @@ class Samples(pl.Callback):
     """
 
     def __init__(self, length: int = 300, prompt: str = "", temperature: float = 0.8, every: int = 1) -> None:
-        if not isinstance(length, int) or length < 1 or not isinstance(every, int) or every < 1:
-            raise UsageError("callbacks.samples: length and every must be whole numbers of at least 1")
-        if not isinstance(temperature, int | float) or temperature < 0:
-            raise UsageError(f"callbacks.samples.temperature={temperature} must be at least 0")
-        self.length, self.prompt, self.temperature, self.every = length, str(prompt), temperature, every
+        self.length = whole("callbacks.samples.length", length, 1)
+        self.every = whole("callbacks.samples.every", every, 1)
+        self.temperature = number("callbacks.samples.temperature", temperature)
+        self.prompt = str(prompt)
         self.latest: str | None = None
         self._rows: list[list[Any]] = []
 

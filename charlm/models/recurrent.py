@@ -49,10 +49,10 @@ class _Recurrent(Network):
         super().__init__()
         sizes = dict(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, layers=layers)
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
         for name, p in dict(dropout=dropout, output_dropout=output_dropout).items():
-            if not isinstance(p, int | float) or not 0 <= p < 1:
+            if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p < 1:
                 raise ValueError(f"{name} must be a probability of at least 0 and below 1, not {p!r}")
         if dropout and layers == 1:
             raise ValueError("dropout acts between layers: use two or more layers, or output_dropout")
