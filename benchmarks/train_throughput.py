@@ -1,7 +1,7 @@
 """What training through train.py costs over a bare PyTorch loop: python benchmarks/train_throughput.py.
 
 Both run the same network, batches, optimiser and validation pass on Nietzsche, in turn, each in a fresh
-process; train.py runs in a terminal of its own with progress bar, logging, samples and checkpoints at
+process with the same thread settings; train.py runs in a terminal of its own with progress bar, logging, samples and checkpoints at
 their defaults. Printed are medians over the repeats: characters per second while training, and the ratio
 train.py / bare, for the training steps alone and for the whole fit (with validation; on train.py's side
 with samples and checkpoint files, too). A ratio of 1 means no cost.
@@ -107,7 +107,8 @@ def through_train_py(overrides: list[str]) -> dict[str, float]:
 def bare_process(overrides: list[str]) -> dict[str, float]:
     """`bare` in a process of its own."""
     command = [sys.executable, __file__, "--bare", *overrides]
-    return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    env = {"GOMP_SPINCOUNT": "10000", **os.environ}  # as train.py sets it
+    return json.loads(subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:

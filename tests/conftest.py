@@ -29,6 +29,7 @@ os.environ.pop("WANDB_API_KEY", None)
 @pytest.fixture(autouse=True)
 def in_repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # train.py sets it; so it is taken back after each test
 
 
 @pytest.fixture

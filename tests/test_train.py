@@ -247,5 +247,6 @@ def test_an_interrupt_ends_with_130_and_one_line(text_file: Path, tmp_path: Path
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "error: interrupted\n")
+    assert process.returncode == 130, err
+    assert err == "error: interrupted\n"
     charlm.load(tmp_path / "run/checkpoints/last.ckpt")
