@@ -1,10 +1,10 @@
 """What training through train.py costs over a bare PyTorch loop: python benchmarks/train_throughput.py.
 
 Both run the same network, batches, optimiser and validation pass on Nietzsche, in turn, each in a fresh
-process with the same thread settings; train.py runs in a terminal of its own with progress bar, logging, samples and checkpoints at
-their defaults. Printed are medians over the repeats: characters per second while training, and the ratio
-train.py / bare, for the training steps alone and for the whole fit (with validation; on train.py's side
-with samples and checkpoint files, too). A ratio of 1 means no cost.
+process with the same thread settings; train.py runs in a terminal of its own with progress bar, logging,
+samples and checkpoints at their defaults. Printed are medians over the repeats: characters per second while
+training, and the ratio train.py / bare, for the training steps alone and for the whole fit (with validation;
+on train.py's side with samples and checkpoint files, too). A ratio of 1 means no cost.
 """
 
 from __future__ import annotations
