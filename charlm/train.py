@@ -41,7 +41,7 @@ def run(config: DictConfig) -> float:
     """Train as `config` says; returns the best validation loss in nats per character.
 
     Without a validation split it is the best epoch's training loss. Raises UsageError for whatever the
-    user can put right, before anything is written where possible.
+    user can put right, before any work starts where that is possible.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     hydra = HydraConfig.get()
@@ -49,57 +49,50 @@ def run(config: DictConfig) -> float:
     if (folder / "checkpoints").exists():
         raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir")
     pl.seed_everything(whole("seed", config.seed, 0, 2**32 - 1), verbose=False)
-    number("optimizer.lr", config.optimizer.lr)
     corpus, config, substitution = load_corpus(config)
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
-    network = checkpoint.build_network(settings["model"], len(data.vocab))
-    choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
-    model = CharLM(
-        network,
-        make(config.optimizer),
-        make(config.schedule.scheduler),
-        config.schedule.interval,
-    )
-    model.configure_optimizers()  # a refused argument shows before any work starts
-    optional = list((make(config.callbacks) or {}).values())
-
+    model = build_model(config, settings, data)
+    validate = bool(data.rows["val"])
     for notice in [substitution, *data.notices]:
         if notice:
             console.print(notice, style="bold yellow")
-    save_config(config, folder)
-    facts_of_corpus = {"name": settings["data"]["name"], "source": corpus.source, "sha256": corpus.sha256}
-    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, facts_of_corpus)
-    history = History(folder)
-    best, last = checkpoints(folder / "checkpoints", "val/nats" if data.rows["val"] else "train/nats")
-    samples = next((c for c in optional if isinstance(c, Samples)), None)
-    header = describe(settings, data, network, folder)
+
+    header = describe(settings, data, model.network, folder)
+    sweep = None
     if hydra.mode == RunMode.MULTIRUN:
+        sweep = Path(hydra.sweep.dir).name
         header = {"job": f"{hydra.job.num}, {' '.join(hydra.overrides.task)}", **header}
-    terminal = Terminal(console, header, history, samples)
+    observers = list((make(config.callbacks) or {}).values())
+    samples = next((c for c in observers if isinstance(c, Samples)), None)
+    history = History(folder)
+    origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
+    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
+    best, last = checkpoints(folder / "checkpoints", "val/nats" if validate else "train/nats")
     # In this order: the row of an epoch is made before it is shown.
-    callbacks = [history, *optional, terminal, SelfContained(entry), best, last]
-    sweep = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+    callbacks = [history, *observers, Terminal(console, header, history, samples), SelfContained(entry), best, last]
+
+    save_config(config, folder)
     logger = make(config.logger)(folder=folder, config=settings, sweep=sweep)
     started = time.perf_counter()
     try:
-        trainer = build_trainer(settings["trainer"], folder, logger, callbacks, validate=bool(data.rows["val"]))
+        trainer = build_trainer(settings["trainer"], folder, logger, callbacks, validate=validate)
         fit(trainer, model, data)
         test_nats = evaluate(trainer, model, data, best) if data.rows["test"] else None
     finally:
         close(logger)
     summary = {
-        **best_losses(history, validated=bool(data.rows["val"])),
+        **best_losses(history, validated=validate),
         **({} if test_nats is None else {"test_nats": test_nats}),
         "epochs": len(history.rows),
         "steps": trainer.global_step,
-        "parameters": parameter_count(network),
-        "characters_per_second": history.characters / history.training_seconds,
+        "parameters": parameter_count(model.network),
         "characters": history.characters,
+        "characters_per_second": history.characters / history.training_seconds,
         "fit_seconds": history.fit_seconds,
         "seconds": time.perf_counter() - started,
         "model": hydra.runtime.choices.get("model"),
-        "corpus": facts_of_corpus["name"],
+        "corpus": origin["name"],
         "corpus_substituted": bool(substitution),
         "corpus_source": corpus.source,
         "corpus_sha256": corpus.sha256,
@@ -110,7 +103,7 @@ def run(config: DictConfig) -> float:
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report(console, summary)
-    return summary["best_val_nats"] if data.rows["val"] else summary["best_train_nats"]
+    return summary["best_val_nats"] if validate else summary["best_train_nats"]
 
 
 def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
@@ -120,6 +113,16 @@ def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
         return CharDataModule(corpus, seed=settings["seed"], **options)
     except TypeError as error:
         raise UsageError(f"data: {error}") from None
+
+
+def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModule) -> CharLM:
+    """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
+    network = checkpoint.build_network(settings["model"], len(data.vocab))
+    number("optimizer.lr", config.optimizer.get("lr", 0))
+    interval = choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
+    model = CharLM(network, make(config.optimizer), make(config.schedule.scheduler), interval)
+    model.configure_optimizers()  # a refused argument shows now
+    return model
 
 
 class _NoProfiler(PassThroughProfiler):
