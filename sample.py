@@ -7,6 +7,7 @@ import random
 import sys
 
 from charlm.cli import exit_cleanly
+from charlm.options import number, whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,12 +38,10 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Stream the prompt and its continuation to stdout."""
     args = parser().parse_args()
-    from charlm import UsageError, checkpoint, language_model  # after --help: PyTorch is slow to import
+    whole("--length", args.length, 0)
+    number("--temperature", args.temperature)
+    from charlm import checkpoint, language_model  # after --help: PyTorch is slow to import
 
-    if args.length < 0:
-        raise UsageError(f"--length {args.length} is negative: it is the number of characters to write")
-    if not 0 <= args.temperature < float("inf"):
-        raise UsageError(f"--temperature {args.temperature} must be a number of at least 0 (0 is greedy)")
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     path = checkpoint.find(args.checkpoint)
     model = language_model.load(path)

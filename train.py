@@ -1,25 +1,44 @@
 """Train a character language model: python train.py model=gru"""
 
+import math
 import os
+import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from charlm.cli import exit_cleanly
+from charlm.cli import exit_cleanly, fail
+from charlm.errors import UsageError
+
+failed_jobs: list[int] = []  # of a multirun
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
-    """Run one training job; its value is the best validation loss, for Hydra's sweepers."""
+    """Run one training job; its value is the best validation loss, for Hydra's sweepers.
+
+    In a multirun a job that cannot be says so, counts as infinitely bad, and the others go on.
+    """
     # PyTorch's threads spin while they wait for one another: 1/6 of the speed is left when another program is
     # busy. A shorter spin costs nothing on an idle machine. Read when PyTorch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    with exit_cleanly():
-        from charlm.train import run  # PyTorch and Lightning load only when there is work to do
+    from charlm.train import run  # PyTorch and Lightning load only when there is work to do
 
+    try:
         return run(config)
+    except UsageError as error:
+        job = HydraConfig.get()
+        if job.mode != RunMode.MULTIRUN:
+            fail(str(error))
+        print(f"error: job {job.job.num}: {error}", file=sys.stderr)
+        failed_jobs.append(job.job.num)
+        return math.inf
 
 
 if __name__ == "__main__":
     with exit_cleanly():
         main()
+        if failed_jobs:
+            raise UsageError(f"these jobs did not run: {', '.join(map(str, failed_jobs))}")

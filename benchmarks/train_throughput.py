@@ -34,7 +34,7 @@ def bare(overrides: list[str]) -> dict[str, float]:
 
     from charlm.checkpoint import build_network
     from charlm.state import State, detach
-    from charlm.streams import IGNORE
+    from charlm.streams import IGNORE, Streams
     from charlm.train import build_data
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -46,6 +46,9 @@ def bare(overrides: list[str]) -> dict[str, float]:
     network = build_network(plain["model"], len(data.vocab)).to(device)
     optimizer = instantiate(config.optimizer)(network.parameters())
     train, val = data.train_dataloader(), data.val_dataloader()
+    for loader in (train, val):  # as train.py does it, the text goes to the device once
+        assert isinstance(loader, Streams)
+        loader.x_BL, loader.y_BL = loader.x_BL.to(device), loader.y_BL.to(device)
     state: State | None = None
     characters, training, started = 0, 0.0, time.perf_counter()
     for _ in range(config.trainer.max_epochs):
@@ -53,7 +56,6 @@ def bare(overrides: list[str]) -> dict[str, float]:
         state = None
         network.train()
         for x, y, _first in train:
-            x, y = x.to(device), y.to(device)
             logits, state = network(x, None if state is None else detach(state))
             loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
             optimizer.zero_grad()
@@ -63,18 +65,17 @@ def bare(overrides: list[str]) -> dict[str, float]:
         loss.item()
         training += time.perf_counter() - epoch
         network.eval()
-        total, count, state = 0.0, 0, None
+        total, count, state = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device), None
         with torch.inference_mode():
             for x, y, _first in val:
-                x, y = x.to(device), y.to(device)
                 logits, state = network(x, state)
                 flat = logits.reshape(-1, logits.shape[-1]), y.reshape(-1)
-                total += F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum").item()
-                count += int((y != IGNORE).sum())
+                total += F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum")
+                count += (y != IGNORE).sum()
     return {
         "speed": characters / training,
         "fit": characters / (time.perf_counter() - started),
-        "val": total / count,
+        "val": float(total / count),
     }
 
 

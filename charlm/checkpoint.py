@@ -102,7 +102,8 @@ def read(path: str | Path) -> Opened:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
             content = torch.load(path, map_location="cpu", weights_only=True)
-        damaged = zipfile.ZipFile(path).testzip()  # PyTorch itself does not look at the check sums
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # PyTorch itself does not look at the check sums
     except Exception:  # a damaged zip or pickle can raise anything
         raise UsageError(
             f"{path} is not a checkpoint that can be opened safely: it is cut short, damaged, or something else"
@@ -129,6 +130,9 @@ def read(path: str | Path) -> Opened:
         with torch.device("meta"), at_most(len(weights)):
             network = build_network(parts["model"], len(vocab))
         network.load_state_dict(weights, assign=True)
+        if any(buffer.is_meta for buffer in network.buffers()):  # one that is made, not stored: a mask, say
+            network = build_network(parts["model"], len(vocab))
+            network.load_state_dict(weights)
     except UsageError as error:
         raise UsageError(f"{path} cannot be used: {error}") from None
     except (RuntimeError, OverflowError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,16 @@ from typing import NoReturn
 from charlm.errors import UsageError
 
 DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user's own wish, before this module sets it
+UNWRITABLE = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -45,7 +56,7 @@ def exit_cleanly() -> Iterator[None]:
             fail(f"{error}{cause}")
         if isinstance(error, ValueError) and "Config group override" in str(error):  # as in logger=null
             fail(f"{error}: choose one by name, for example logger=none")
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
-        fail(f"{place}{error.strerror or error}; choose another place or free this one")
+        fail(f"{place}{error.strerror}; choose another place or free this one")

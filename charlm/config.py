@@ -20,7 +20,7 @@ FALLBACK = "python_docs"
 def make(node: Any) -> Any:
     """Hydra's `instantiate`; what it cannot make is a UsageError that names the field."""
     try:
-        return instantiate(node)
+        return instantiate(node, _convert_="all")  # plain lists: a ListConfig would end up in checkpoints
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UsageError):
@@ -52,7 +52,10 @@ def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
 def save_config(config: DictConfig, folder: Path) -> None:
     """Keep what was composed where Hydra keeps it: ``.hydra/`` in the run folder."""
     hydra = HydraConfig.get()
-    (folder / ".hydra").mkdir(exist_ok=True)
+    try:
+        (folder / ".hydra").mkdir()  # claims the folder: a second run that starts in the same second stops here
+    except FileExistsError:
+        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir") from None
     OmegaConf.save(config, folder / ".hydra/config.yaml")
     OmegaConf.save(hydra.overrides.task, folder / ".hydra/overrides.yaml")
     OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / ".hydra/hydra.yaml")

@@ -174,8 +174,8 @@ class CharDataModule(pl.LightningDataModule):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         training, rows = split == "train", self.rows[split]
         if self.mode == "windows":
-            ids, starts = self.ids_N.to(device), self.starts[split].to(device)
-            return Windows(ids, starts, self.bptt, rows, rng=self._epoch_rng if training else None)
+            self.ids_N, starts = self.ids_N.to(device), self.starts[split].to(device)
+            return Windows(self.ids_N, starts, self.bptt, rows, rng=self._epoch_rng if training else None)
         x, y = (stack if training else stack_all)(self.pieces[split].to(device), rows)
         return Streams(x, y, self.bptt, jitter=self.jitter if training else 0, rng=self._epoch_rng)
 

@@ -28,7 +28,6 @@ def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -
     return int(torch.multinomial(scaled.softmax(-1), 1, generator=rng))
 
 
-@torch.inference_mode()
 def generate(
     network: Network,
     prompt_T: Tensor,
@@ -38,7 +37,7 @@ def generate(
     rng: torch.Generator | None = None,
     first_id: int = 0,
 ) -> Iterator[int]:
-    """Yield `length` ids that continue the prompt (int64, at least one id).
+    """An iterator over `length` ids that continue the prompt (int64, at least one id), each made when asked for.
 
     `temperature` 0 is greedy. Ids below `first_id` (special symbols) are never chosen. The network
     should be in evaluation mode. Raises UsageError for a negative length or temperature.
@@ -47,6 +46,13 @@ def generate(
         raise UsageError(f"length {length} is negative: it is the number of characters to write")
     if not temperature >= 0 or temperature == float("inf"):
         raise UsageError(f"temperature {temperature} must be a number of at least 0 (0 is greedy, 1 the model's own)")
+    return _generate(network, prompt_T, length, temperature, rng, first_id)
+
+
+@torch.inference_mode()
+def _generate(
+    network: Network, prompt_T: Tensor, length: int, temperature: float, rng: torch.Generator | None, first_id: int
+) -> Iterator[int]:
     device = next(network.parameters()).device
     logits, state = network(prompt_T.to(device).unsqueeze(0))
     for step in range(length):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,16 @@ def wandb_logger(
     os.environ.setdefault("WANDB_CONSOLE", "off")
     import wandb
 
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-    options: dict[str, Any] = {"mode": mode, "config": config, "tags": list(tags), "dir": folder}
-    run = wandb.init(project=project, name=folder.name, group=group or sweep, **options)
+    options: dict[str, Any] = {"config": config, "tags": list(tags), "dir": folder}
+    options |= {"project": project, "name": folder.name, "group": group or sweep}
+    try:
+        if mode == "auto":
+            logged_in = wandb.login(prompt=False, verify=False)
+            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        run = wandb.init(mode=mode, settings=wandb.Settings(init_timeout=30), **options)  # type: ignore[arg-type]
+    except wandb.Error as error:
+        print(f"W&B is not to be had ({error}): logging offline", file=sys.stderr)
+        run = wandb.init(mode="offline", **options)
     return WandbLogger(experiment=run)
 
 

@@ -22,7 +22,8 @@ class MeanPerCharacter(Metric):
     def update(self, total: Tensor, count: Tensor | int) -> None:
         """Add the sum over `count` characters. No value is read back, so a GPU is not waited for."""
         # Not in place: a state that was reset under inference mode (`trainer.validate`) refuses that.
-        self.total = self.total + total
+        # Doubled anew, because `precision=bf16-true` would turn the state into bfloat16 with the weights.
+        self.total = self.total.double() + total
         self.count = self.count + count
 
     def compute(self) -> Tensor:

@@ -67,7 +67,7 @@ class CharLM(pl.LightningModule):
         logits, state = self.network(batch.x, self._carry[stage])
         self._carry[stage] = detach(state)
         y = batch.y[:, -logits.shape[1] :]  # one target for families that predict only after a window
-        return logits.reshape(-1, logits.shape[-1]), y.reshape(-1)
+        return logits.reshape(-1, logits.shape[-1]).float(), y.reshape(-1)  # losses are float32 at least
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss over the batch's characters, in nats."""

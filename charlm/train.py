@@ -10,6 +10,8 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -46,17 +48,17 @@ def run(config: DictConfig) -> float:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     hydra = HydraConfig.get()
     folder = Path(os.path.relpath(hydra.runtime.output_dir))
-    if (folder / "checkpoints").exists():
+    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
         raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir")
     pl.seed_everything(whole("seed", config.seed, 0, 2**32 - 1), verbose=False)
     corpus, config, substitution = load_corpus(config)
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
     model = build_model(config, settings, data)
-    validate = bool(data.rows["val"])
+    validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
     for notice in [substitution, *data.notices]:
         if notice:
-            console.print(notice, style="bold yellow")
+            console.print(notice, style="bold yellow", markup=False)
 
     header = describe(settings, data, model.network, folder)
     sweep = None
@@ -72,15 +74,14 @@ def run(config: DictConfig) -> float:
     # In this order: the row of an epoch is made before it is shown.
     callbacks = [history, *observers, Terminal(console, header, history, samples), SelfContained(entry), best, last]
 
+    trainer = build_trainer(settings["trainer"], folder, callbacks, validate=validate)
     save_config(config, folder)
-    logger = make(config.logger)(folder=folder, config=settings, sweep=sweep)
     started = time.perf_counter()
-    try:
-        trainer = build_trainer(settings["trainer"], folder, logger, callbacks, validate=validate)
+    with quiet(), logging_to(trainer, config.logger, folder=folder, config=settings, sweep=sweep):
         fit(trainer, model, data)
+        if not history.rows:
+            raise UsageError("trainer: these limits leave nothing to train")
         test_nats = evaluate(trainer, model, data, best) if data.rows["test"] else None
-    finally:
-        close(logger)
     summary = {
         **best_losses(history, validated=validate),
         **({} if test_nats is None else {"test_nats": test_nats}),
@@ -101,7 +102,8 @@ def run(config: DictConfig) -> float:
         "best_checkpoint": relative(best.best_model_path),
         "last_checkpoint": relative(last.best_model_path),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+    (folder / "summary.json").write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
     report(console, summary)
     return summary["best_val_nats"] if validate else summary["best_train_nats"]
 
@@ -120,7 +122,10 @@ def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModu
     network = checkpoint.build_network(settings["model"], len(data.vocab))
     number("optimizer.lr", config.optimizer.get("lr", 0))
     interval = choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
-    model = CharLM(network, make(config.optimizer), make(config.schedule.scheduler), interval)
+    optimizer = make(config.optimizer)
+    if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
+        optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
+    model = CharLM(network, optimizer, make(config.schedule.scheduler), interval)
     model.configure_optimizers()  # a refused argument shows now
     return model
 
@@ -135,7 +140,7 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def build_trainer(
-    settings: dict[str, Any], folder: Path, logger: Logger | None, callbacks: list[pl.Callback], *, validate: bool
+    settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], *, validate: bool
 ) -> pl.Trainer:
     """Lightning's Trainer, quiet: what a person sees comes from `Terminal`."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -144,12 +149,15 @@ def build_trainer(
         settings = {**settings, "accelerator": "cuda" if torch.cuda.is_available() else "cpu"}
     if not validate:
         settings = {**settings, "limit_val_batches": 0}
+    devices = settings["devices"]
+    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+        raise UsageError(f"trainer.devices={devices}: a run trains on one device; give 1, or one number such as [0]")
     whole("trainer.max_epochs", settings["max_epochs"], 1)
     try:
         return pl.Trainer(
             **{"profiler": _NoProfiler(), **settings},
             default_root_dir=folder,
-            logger=logger or False,
+            logger=False,
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -172,19 +180,44 @@ def checkpoints(folder: Path, monitor: str) -> tuple[ModelCheckpoint, ModelCheck
     return best, last
 
 
-def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule) -> None:
-    """Train. Raises KeyboardInterrupt when the user stops the run."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the two warnings that are of no use to the person at the terminal."""
     with warnings.catch_warnings():
         # We log on our own account, every `log_every_n_steps` steps, short epochs or not.
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
         # Lightning 2.6 with torch 2.13: Lightning's own use of a name that torch is about to drop.
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
-        try:
-            trainer.fit(model, datamodule=data)
-        except SystemExit:  # how Lightning ends after an interrupt
-            if trainer.interrupted:
-                raise KeyboardInterrupt from None
-            raise
+        yield
+
+
+@contextlib.contextmanager
+def logging_to(trainer: pl.Trainer, node: DictConfig, **context: Any) -> Iterator[None]:
+    """Give the trainer the logger that ``logger`` describes; end the W&B run, so that the next job gets its own."""
+    try:
+        logger = make(node)(**context)
+    except TypeError as error:
+        raise UsageError(f"logger: {error}") from None
+    trainer.loggers = [logger] if logger else []
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish(exit_code=status)
+
+
+def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule) -> None:
+    """Train. Raises KeyboardInterrupt when the user stops the run."""
+    try:
+        trainer.fit(model, datamodule=data)
+    except SystemExit:  # how Lightning ends after an interrupt
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: ModelCheckpoint) -> float:
@@ -209,11 +242,3 @@ def best_losses(history: History, *, validated: bool) -> dict[str, float]:
 def relative(path: str) -> str:
     """A path as seen from the current folder."""
     return os.path.relpath(path) if path else ""
-
-
-def close(logger: Logger | None) -> None:
-    """End the W&B run, so that the next job of a multirun gets its own."""
-    if isinstance(logger, WandbLogger):
-        import wandb
-
-        wandb.finish()

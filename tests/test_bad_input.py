@@ -342,10 +342,10 @@ def test_a_small_run_works(train_here: Program, run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--length=-1"], "--length -1"),
-        (["--temperature=-1"], "--temperature -1"),
-        (["--temperature=nan"], "--temperature nan"),
-        (["--temperature=inf"], "--temperature inf"),
+        (["--length=-1"], "--length=-1"),
+        (["--temperature=-1"], "--temperature=-1"),
+        (["--temperature=nan"], "--temperature=nan"),
+        (["--temperature=inf"], "--temperature=inf"),
         (["--checkpoint=missing.ckpt"], "missing.ckpt"),
         (["--checkpoint=text.txt"], "text.txt is not a checkpoint"),
         (["--checkpoint=."], "--checkpoint"),

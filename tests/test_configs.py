@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from conftest import ROOT
@@ -46,7 +47,15 @@ def test_the_defaults_are_the_stateful_protocol() -> None:
     assert (config.data.batch_size, config.data.bptt, config.data.min_freq) == (64, 8, 3)
     assert (config.data.val, config.data.lowercase, config.data.vocab_from) == (107146, True, "train")
     assert (config.optimizer.lr, config.trainer.max_epochs) == (1e-3, 9)
-    assert (list(config.schedule.scheduler.milestones), config.schedule.scheduler.gamma) == ([6], 0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    del config.hydra
+    schedule = instantiate(config.schedule.scheduler)(optimizer)
+    rates = []
+    for _ in range(9):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1.0] * 6 + [0.1] * 3)
     assert config.seed == 42
     assert HydraConfig.get().runtime.choices["model"] == "gru"
 

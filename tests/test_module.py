@@ -14,7 +14,6 @@ from torch import Tensor
 
 from charlm.models import Network
 from charlm.models.recurrent import GRU, LSTM, RNN
-from charlm.module import CharLM
 from charlm.state import State
 from charlm.streams import IGNORE, Batch
 from conftest import char_lm, data_module, trainer
@@ -213,7 +212,3 @@ def test_the_schedule_steps_each_epoch_or_each_step(text: str, tmp_path: Path) -
         run = trainer(tmp_path, max_epochs=2)
         run.fit(module, datamodule=data)
         assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5**times)
-
-
-def test_charlm_is_a_lightning_module() -> None:
-    assert issubclass(CharLM, pl.LightningModule)

@@ -81,7 +81,9 @@ def test_main_returns_the_loss_to_hydras_sweepers(monkeypatch: pytest.MonkeyPatc
 
 def test_the_best_checkpoint_has_the_best_validation_loss(base: tuple[str, ...], text: str, tmp_path: Path) -> None:
     # A learning rate this high makes later epochs worse, so best and last differ.
-    run_train(*base, "optimizer.lr=0.3", "trainer.max_epochs=5", "data.batch_size=1", "data.bptt=40")
+    run_train(
+        *base, "optimizer.lr=0.3", "schedule=constant", "trainer.max_epochs=5", "data.batch_size=1", "data.bptt=40"
+    )
     made = summary(tmp_path / "run")
     losses = [float(row["val_nats"]) for row in rows(tmp_path / "run")]
     validation = text[1800:]
@@ -123,7 +125,9 @@ def test_the_checkpoint_carries_config_and_corpus(base: tuple[str, ...], text: s
         ("optimizer=sgd", "schedule=constant"),
         ("optimizer=adamw", "schedule=cosine", "trainer.gradient_clip_val=1"),
         ("model.layers=2", "model.dropout=0.2", "data.lowercase=true", "data.vocab_from=train", "data.unk=true"),
-        ("trainer=cpu", "trainer.precision=bf16-mixed"),
+        ("trainer=cpu", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"),
+        ("trainer.precision=bf16-true",),
+        ("+trainer.accumulate_grad_batches=2", "logger=csv", "trainer.log_every_n_steps=1"),
         ("+trainer.val_check_interval=0.5",),
     ],
 )
@@ -131,6 +135,42 @@ def test_options_run(options: tuple[str, ...], base: tuple[str, ...], tmp_path: 
     loss = run_train(*base, "trainer.max_epochs=1", *options)
     assert loss is not None and 0 < loss < 5
     assert charlm.load(tmp_path / "run").generate("a", 5)
+
+
+def test_a_validation_every_other_epoch_leaves_gaps(base: tuple[str, ...], tmp_path: Path) -> None:
+    run_train(*base, "trainer.max_epochs=3", "+trainer.check_val_every_n_epoch=2")
+    assert [bool(row["val_nats"]) for row in rows(tmp_path / "run")] == [False, True, False]
+
+
+def test_losses_are_exact_in_half_precision(base: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    loss = run_train(*base, "trainer.precision=bf16-true", "data.batch_size=1", "data.bptt=40", "trainer.max_epochs=1")
+    assert loss == pytest.approx(charlm.load(tmp_path / "run").score(text[1800:]), rel=0.02)
+
+
+def test_accumulation_logs_each_step_once(base: tuple[str, ...], tmp_path: Path) -> None:
+    run_train(*base, "logger=csv", "trainer.log_every_n_steps=1", "+trainer.accumulate_grad_batches=2")
+    with (tmp_path / "run/csv/metrics.csv").open() as file:
+        steps = [int(r["step"]) for r in csv.DictReader(file) if r["train/nats_step"]]
+    assert steps == sorted(set(steps)) and steps[0] == 0 and len(steps) == summary(tmp_path / "run")["steps"]
+
+
+def test_the_optimiser_gets_plain_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    from charlm.config import make
+
+    for path in (ROOT / "conf/optimizer").glob("*.yaml"):
+        assert all(isinstance(v, int | float | bool | list) for v in make(OmegaConf.load(path)).keywords.values())
+
+
+def test_one_bad_job_does_not_stop_a_sweep(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = ["data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.sweep.dir={tmp_path}/sweep"]
+    with pytest.raises(SystemExit) as ended:
+        run_train("-m", "optimizer.lr=-1,1e-3", *SMALL, *data)
+    assert ended.value.code == 2
+    assert (tmp_path / "sweep/1_gru_text/summary.json").is_file()
+    err = capsys.readouterr().err
+    assert "job 0: optimizer.lr=-1" in err and "Traceback" not in err
 
 
 def test_without_a_validation_split(base: tuple[str, ...], tmp_path: Path) -> None:
@@ -149,12 +189,12 @@ def test_a_test_split_is_scored_with_the_best_weights(base: tuple[str, ...], tex
 
 
 def test_learning_rate_steps_are_recorded(base: tuple[str, ...], tmp_path: Path) -> None:
-    run_train(*base, "trainer.max_epochs=3", "schedule.scheduler.milestones=[2]", "optimizer.lr=0.01")
+    run_train(*base, "trainer.max_epochs=3", "optimizer.lr=0.01")
     assert [float(r["learning_rate"]) for r in rows(tmp_path / "run")] == pytest.approx([0.01, 0.01, 0.001])
 
 
 def test_csv_logger_writes_steps(base: tuple[str, ...], tmp_path: Path) -> None:
-    run_train(*base, "logger=csv", "trainer.log_every_n_steps=5", "data.batch_size=4")
+    run_train(*base, "logger=csv", "schedule=constant", "trainer.log_every_n_steps=5", "data.batch_size=4")
     with (tmp_path / "run/csv/metrics.csv").open() as file:
         logged = [r for r in csv.DictReader(file) if r["train/nats_step"]]
     assert [int(r["step"]) for r in logged][:3] == [4, 9, 14]

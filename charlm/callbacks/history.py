@@ -24,6 +24,7 @@ COLUMNS = (
     "characters_per_second",
     "seconds",
 )
+VALIDATED = ("nats", "bpc", "perplexity", "accuracy")
 
 
 class History(pl.Callback):
@@ -42,6 +43,7 @@ class History(pl.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note how often to log; asked once, not at each step."""
         self._every = trainer.log_every_n_steps if trainer.loggers else 0
+        self._logged_step = trainer.global_step
         self._fit_started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -49,11 +51,14 @@ class History(pl.Callback):
         self._started = self._resumed = time.perf_counter()
         self._trained, self._lr = 0.0, current_lr(trainer.optimizers[0])
         self._logged = (0.0, 0, self._started)
+        self._val: dict[str, float] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Every `log_every_n_steps` steps, log the mean loss, the rate and the speed since the last time."""
-        if not self._every or trainer.global_step % self._every:
+        step = trainer.global_step
+        if not self._every or step == self._logged_step or step % self._every:  # accumulating: the step stays
             return
+        self._logged_step = step
         # Reading the sums waits for the device: only here, never at each step.
         total, count, now = (
             pl_module.train_nats.total.item(),
@@ -69,7 +74,7 @@ class History(pl.Callback):
             "characters_per_second": characters / (now - before),
         }
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step - 1)
+            logger.log_metrics(values, step=step - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Note how long the whole fit took, with its validations, samples and checkpoints."""
@@ -79,13 +84,16 @@ class History(pl.Callback):
         """Stop the training clock."""
         if trainer.state.fn == "fit":
             int(pl_module.train_nats.count)  # let a device finish the work that is to be timed
-            self._trained += time.perf_counter() - self._resumed
+            self._paused = time.perf_counter()
+            self._trained += self._paused - self._resumed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the training clock again."""
         if trainer.state.fn == "fit":
+            self._val = {name: trainer.callback_metrics[f"val/{name}"].item() for name in VALIDATED}
+            self.best_nats = min(self.best_nats, self._val["nats"])
             self._resumed = time.perf_counter()
-            self.best_nats = min(self.best_nats, trainer.callback_metrics["val/nats"].item())
+            self._logged = (*self._logged[:2], self._logged[2] + self._resumed - self._paused)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add the epoch's row. Runs before the module's own hook, which empties the means."""
@@ -94,12 +102,11 @@ class History(pl.Callback):
         self._trained += now - self._resumed
         self.characters += count
         self.training_seconds += self._trained
-        val = {name: trainer.callback_metrics.get(f"val/{name}") for name in ("nats", "bpc", "perplexity", "accuracy")}
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "train_nats": nats,
-            **{f"val_{name}": None if value is None else value.item() for name, value in val.items()},
+            **{f"val_{name}": self._val.get(name) for name in VALIDATED},
             "learning_rate": self._lr,
             "characters_per_second": count / self._trained,
             "seconds": now - self._started,

@@ -116,7 +116,7 @@ class Terminal(pl.Callback):
                 self._task,
                 completed=trainer.global_step,
                 description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-                loss=f"train {float(outputs['loss']):.3f}",
+                loss=f"train {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}",
                 refresh=True,
             )
             self._due = time.monotonic() + REFRESH
