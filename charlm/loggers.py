@@ -39,7 +39,7 @@ def wandb_logger(
             mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
         run = wandb.init(mode=mode, settings=wandb.Settings(init_timeout=30), **options)  # type: ignore[arg-type]
     except wandb.Error as error:
-        print(f"W&B is not to be had ({error}): logging offline", file=sys.stderr)
+        print(f"W&B does not answer ({str(error).splitlines()[0]}): logging offline", file=sys.stderr)
         run = wandb.init(mode="offline", **options)
     return WandbLogger(experiment=run)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from charlm.checkpoint import KEY
 from charlm.errors import UsageError
 from charlm.metrics import MeanPerCharacter
 from charlm.models import Network
@@ -28,7 +29,8 @@ class CharLM(pl.LightningModule):
     """Next-character training of `network` (see `charlm.models` for what a network is).
 
     Arguments: `optimizer`, called with the parameters; `schedule`, called with the optimiser, or None;
-    `interval`, whether the schedule steps each "epoch" or each "step".
+    `interval`, whether the schedule steps each "epoch" or each "step"; `entry`, what every checkpoint is to
+    hold besides Lightning's own (see `charlm.checkpoint.pack`).
 
     Logs, in nats per character: train/nats, val/nats, test/nats; and for val and test /bpc (bits),
     /perplexity and /accuracy.
@@ -40,9 +42,10 @@ class CharLM(pl.LightningModule):
         optimizer: Callable[[Iterable[Tensor]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         interval: str = "epoch",
+        entry: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._entry = network, entry
         self._optimizer, self._schedule, self._interval = optimizer, schedule, interval
         self.train_nats = MeanPerCharacter()
         self.nats, self.accuracy = MeanPerCharacter(), MeanPerCharacter()
@@ -114,6 +117,11 @@ class CharLM(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
         self.nats.reset()
         self.accuracy.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint self-contained."""
+        if self._entry is not None:
+            checkpoint[KEY] = self._entry
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, if there is one, its schedule. Raises UsageError for arguments they refuse."""

@@ -29,7 +29,6 @@ from rich.console import Console
 from charlm import checkpoint
 from charlm.callbacks.history import History
 from charlm.callbacks.samples import Samples
-from charlm.callbacks.self_contained import SelfContained
 from charlm.callbacks.terminal import Terminal, describe, report
 from charlm.config import load_corpus, make, save_config
 from charlm.corpus import Corpus
@@ -54,7 +53,8 @@ def run(config: DictConfig) -> float:
     corpus, config, substitution = load_corpus(config)
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
-    model = build_model(config, settings, data)
+    origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
+    model = build_model(config, settings, data, origin)
     validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
     for notice in [substitution, *data.notices]:
         if notice:
@@ -68,11 +68,9 @@ def run(config: DictConfig) -> float:
     observers = list((make(config.callbacks) or {}).values())
     samples = next((c for c in observers if isinstance(c, Samples)), None)
     history = History(folder)
-    origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
-    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
     best, last = checkpoints(folder / "checkpoints", "val/nats" if validate else "train/nats")
     # In this order: the row of an epoch is made before it is shown.
-    callbacks = [history, *observers, Terminal(console, header, history, samples), SelfContained(entry), best, last]
+    callbacks = [history, *observers, Terminal(console, header, history, samples), best, last]
 
     trainer = build_trainer(settings["trainer"], folder, callbacks, validate=validate)
     save_config(config, folder)
@@ -117,7 +115,7 @@ def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
         raise UsageError(f"data: {error}") from None
 
 
-def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModule) -> CharLM:
+def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModule, origin: dict[str, Any]) -> CharLM:
     """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
     network = checkpoint.build_network(settings["model"], len(data.vocab))
     number("optimizer.lr", config.optimizer.get("lr", 0))
@@ -125,7 +123,8 @@ def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModu
     optimizer = make(config.optimizer)
     if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
-    model = CharLM(network, optimizer, make(config.schedule.scheduler), interval)
+    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
+    model = CharLM(network, optimizer, make(config.schedule.scheduler), interval, entry)
     model.configure_optimizers()  # a refused argument shows now
     return model
 

@@ -168,11 +168,14 @@ def test_an_output_folder_below_a_file_is_refused(train: Program, text: Path) ->
     assert text.read_bytes() == before
 
 
-def test_a_corpus_that_was_named_is_never_replaced(run_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("named", "file"), [("data=tinyshakespeare", "tinyshakespeare.txt"), ("experiment=stateful_gru", "nietzsche.txt")]
+)
+def test_a_corpus_that_was_named_is_never_replaced(named: str, file: str, run_folder: Path, tmp_path: Path) -> None:
     env = environment(tmp_path)
     env.pop("CHARLM_DATA_DIR", None)
-    outcome = program("train.py", "data=tinyshakespeare", *SMALL, f"hydra.run.dir={run_folder}", env=env)
-    assert outcome.is_refusal("tinyshakespeare.txt", "CHARLM_DATA_DIR", "data=text data.path=FILE")
+    outcome = program("train.py", named, *SMALL, f"hydra.run.dir={run_folder}", env=env)
+    assert outcome.is_refusal(file, "CHARLM_DATA_DIR", "data=text data.path=FILE")
     assert nothing_was_trained(run_folder)
 
 
