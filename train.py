@@ -1,7 +1,6 @@
 """Train a character language model: python train.py model=gru"""
 
 import math
-import os
 import sys
 
 import hydra
@@ -21,9 +20,6 @@ def main(config: DictConfig) -> float:
 
     In a multirun a job that cannot be says so, counts as infinitely bad, and the others go on.
     """
-    # PyTorch's threads spin while they wait for one another: 1/6 of the speed is left when another program is
-    # busy. A shorter spin costs nothing on an idle machine. Read when PyTorch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from charlm.train import run  # PyTorch and Lightning load only when there is work to do
 
     try:

@@ -108,8 +108,7 @@ def through_train_py(overrides: list[str]) -> dict[str, float]:
 def bare_process(overrides: list[str]) -> dict[str, float]:
     """`bare` in a process of its own."""
     command = [sys.executable, __file__, "--bare", *overrides]
-    env = {"GOMP_SPINCOUNT": "10000", **os.environ}  # as train.py sets it
-    return json.loads(subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
