@@ -252,7 +252,7 @@ def test_an_offline_wandb_run_holds_config_losses_and_samples(
     assert [row["samples.nrows"] for row in history if "samples.nrows" in row] == [1, 2]
     assert group == ""
     out, err = capfd.readouterr()
-    assert "wandb" not in out.lower().replace(str(tmp_path).lower(), "") and err == ""
+    assert "wandb:" not in out.lower() and "wandb.ai" not in out.lower() and err == ""
 
 
 def test_multirun_makes_a_folder_and_a_wandb_run_a_job(text_file: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_the_program_prints_no_warning_and_no_tip(text_file: Path, tmp_path: Pat
     command = [sys.executable, "train.py", *SMALL[1:], "data=text", f"data.path={text_file}", "data.bptt=8"]
     done = subprocess.run([*command, f"hydra.run.dir={tmp_path}/run"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    for word in ("warn", "tip", "wandb:", "gpu available", "litlogger", "traceback"):
+    for word in ("warning", "tip:", "wandb:", "gpu available", "litlogger", "traceback"):
         assert word not in done.stdout.lower().replace(str(tmp_path).lower(), "")
 
 
