@@ -1,13 +1,57 @@
-"""Learning-rate schedules that follow the length of the run."""
+"""Learning-rate schedules that follow the length of the run; lengths are in epochs.
+
+A schedule of `conf/schedule/` may read ``${schedule.steps_per_epoch}`` when it moves at every step.
+"""
 
 from __future__ import annotations
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, MultiStepLR
 
-from charlm.options import number
+from charlm.errors import UsageError
+from charlm.options import number, whole
 
 
-def step(optimizer: Optimizer, epochs: int, at: float = 2 / 3, factor: float = 0.1) -> MultiStepLR:
-    """The full rate for the share `at` of `epochs`, then `factor` of it (the lesson: 6 epochs, then 3)."""
-    return MultiStepLR(optimizer, [round(number("schedule.scheduler.at", at) * epochs)], factor)
+def step(
+    optimizer: Optimizer, epochs: int, at: float | list[float] = 2 / 3, factor: float = 0.1
+) -> MultiStepLR:
+    """The full rate until `at`, then `factor` of it: the lesson's `set_lrs`. Moves at each epoch.
+
+    `at` is a share of `epochs` (a float below 1), an epoch (a whole number: after that many), or a list
+    of either; the rate is multiplied by `factor` at each of them.
+    """
+    name, milestones = "schedule.scheduler.at", []
+    for value in at if isinstance(at, list) else [at]:
+        if number(name, value) < 1:
+            milestones.append(round(value * epochs))
+        elif int(value) != value:
+            raise UsageError(f"{name}={value} must be a share of the run below 1, or a whole number of epochs")
+        else:
+            milestones.append(int(value))
+    return MultiStepLR(optimizer, milestones, factor)
+
+
+def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, eta_min: float = 0.0) -> CosineAnnealingLR:
+    """From the full rate down to `eta_min` over `epochs` along half a cosine. Moves at each step."""
+    return CosineAnnealingLR(optimizer, epochs * steps_per_epoch, number("schedule.scheduler.eta_min", eta_min))
+
+
+def sgdr(
+    optimizer: Optimizer, steps_per_epoch: int, cycle_epochs: int = 1, cycle_mult: int = 2, eta_min: float = 0.0
+) -> CosineAnnealingWarmRestarts:
+    """SGDR: cosine annealing with warm restarts (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5).
+
+    The rate falls from full to `eta_min` over a cycle, then starts again; the first cycle takes
+    `cycle_epochs` epochs, each later one `cycle_mult` times as long as the one before. Moves at each step.
+    """
+    first = whole("schedule.scheduler.cycle_epochs", cycle_epochs, 1) * steps_per_epoch
+    mult = whole("schedule.scheduler.cycle_mult", cycle_mult, 1)
+    return CosineAnnealingWarmRestarts(optimizer, first, mult, number("schedule.scheduler.eta_min", eta_min))
+
+
+def cycles_begun(schedule: CosineAnnealingWarmRestarts) -> int:
+    """How many of SGDR's cycles are over or have begun; at a restart, how many are over."""
+    steps, length, cycles = schedule.last_epoch, schedule.T_0, 0
+    while steps > 0:
+        steps, length, cycles = steps - length, length * schedule.T_mult, cycles + 1
+    return cycles

@@ -53,6 +53,9 @@ def run(config: DictConfig) -> float:
     corpus, config, substitution = load_corpus(config)
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
+    if config.schedule.steps_per_epoch is None:
+        config.schedule.steps_per_epoch = steps_per_epoch(settings["trainer"], len(data.train_dataloader()))
+        settings["schedule"] = OmegaConf.to_container(config.schedule, resolve=True)
     origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
     model = build_model(config, settings, data, origin)
     validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
@@ -113,6 +116,16 @@ def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
         return CharDataModule(corpus, seed=settings["seed"], **options)
     except TypeError as error:
         raise UsageError(f"data: {error}") from None
+
+
+def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
+    """How many times the optimiser moves in an epoch of `batches` batches under Lightning's limits."""
+    limit = trainer.get("limit_train_batches")
+    if isinstance(limit, int):
+        batches = min(batches, limit)
+    elif isinstance(limit, float):
+        batches = int(batches * limit)
+    return max(1, -(-batches // whole("trainer.accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1), 1)))
 
 
 def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModule, origin: dict[str, Any]) -> CharLM:
