@@ -28,13 +28,15 @@ class Unavailable(UsageError):
 class Corpus:
     """A text, where it came from, and remarks for the user about how it was read.
 
-    `sha256` is of the text in UTF-8, which for one UTF-8 file is the file's own checksum.
+    `sha256` is of the text in UTF-8, which for one UTF-8 file is the file's own checksum. `extra` are
+    further texts to train on, beside the main one (see `mix`).
     """
 
     text: str
     source: str
     sha256: str
     notices: tuple[str, ...] = ()
+    extra: tuple[Corpus, ...] = ()
 
 
 def _corpus(text: str, source: str, notices: Sequence[str] = ()) -> Corpus:
@@ -117,32 +119,42 @@ def python_source() -> Corpus:
     return _corpus(_join(_decode(_bytes(p), p, "utf-8") for p in files), str(root))
 
 
-def read(path: str, encoding: str = "utf-8") -> Corpus:
+def mix(paths: Sequence[str], encoding: str = "utf-8") -> Corpus:
+    """Several texts, each as `read` reads it: the first is the main one, the others are its `extra`."""
+    if isinstance(paths, str) or len(paths) < 2:
+        raise UsageError("data=mix needs two or more texts: data.paths=[FILE,FILE]; the first is the main one")
+    corpora = [read(path, encoding, f"data.paths[{i}]") for i, path in enumerate(paths)]
+    digest = hashlib.sha256("".join(corpus.sha256 for corpus in corpora).encode()).hexdigest()
+    notices = tuple(notice for corpus in corpora for notice in corpus.notices)
+    return Corpus(corpora[0].text, ", ".join(c.source for c in corpora), digest, notices, tuple(corpora[1:]))
+
+
+def read(path: str, encoding: str = "utf-8", option: str = "data.path") -> Corpus:
     """The user's own text: a file, a folder (searched to the bottom), or a glob such as ``notes/*.md``.
 
     Files go in sorted order, joined by a line break where one lacks it. Hidden files are left out of
     folders; binary ones (a NUL byte near the start) are left out of folders and globs, with a notice.
-    Line ends are kept as they are.
+    Line ends are kept as they are. `option` is what messages call the path.
     """
     if not path:
-        raise UsageError("data=text needs data.path=FILE, FOLDER or GLOB")
+        raise UsageError(f"{option} is empty: give a FILE, FOLDER or GLOB, as in data=text data.path=notes/")
     path, encoding = str(path), str(encoding)  # Hydra reads data.path=2024 as a number
     try:
         where = Path(path).expanduser()
         is_file = where.is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long, a user that is not there
-        raise UsageError(f"data.path={path} cannot be a file or folder: {error}") from None
+        raise UsageError(f"{option}={path} cannot be a file or folder: {error}") from None
     if is_file:
         text = _decode(_bytes(where), where, encoding)
         if not text:
-            raise UsageError(f"{path} is empty: data.path needs a file with text in it")
+            raise UsageError(f"{path} is empty: {option} needs a file with text in it")
         return _corpus(text, path)
     if where.is_dir():
         found = _walk(where)
     else:
         found = sorted(Path(p) for p in glob.glob(str(where), recursive=True) if Path(p).is_file())
         if not found:
-            raise UsageError(f"there is no file, folder or glob match at data.path={path}")
+            raise UsageError(f"there is no file, folder or glob match at {option}={path}")
     texts: list[str] = []
     binary: list[Path] = []
     wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf16", "utf-32", "utf32"))  # full of NULs
@@ -154,7 +166,7 @@ def read(path: str, encoding: str = "utf-8") -> Corpus:
             texts.append(_decode(data, file, encoding))
     if not any(texts):
         raise UsageError(
-            f"data.path={path} holds no text ({len(texts)} empty and {len(binary)} binary files): "
+            f"{option}={path} holds no text ({len(texts)} empty and {len(binary)} binary files): "
             f"point it at a folder with text files"
         )
     notices = [f"binary files left out: {len(binary)}, the first is {binary[0]}"] if binary else []

@@ -12,7 +12,7 @@ from torch import Tensor
 from charlm.corpus import Corpus
 from charlm.errors import UsageError
 from charlm.options import choice, flag, whole
-from charlm.streams import Batch, Streams, Windows, epoch_rng, stack, stack_all, window_starts
+from charlm.streams import Batch, Mix, Streams, Windows, epoch_rng, stack, stack_all, window_starts
 from charlm.vocab import Vocab, normalise
 
 SPLITS = ("train", "val", "test")
@@ -55,8 +55,11 @@ class CharDataModule(pl.LightningDataModule):
         batch_size, bptt: rows and characters a batch; bptt is the length of a window too.
         bptt_jitter: streams: move every seam by up to so many characters, anew each epoch.
         stride: windows: from one window's start to the next.
+        shuffle: windows: draw a new order each epoch, or keep that of the text.
         split: "contiguous", or for windows "random", which lets validation windows overlap training
             windows (leaky; for comparison with the lesson only).
+        ratio: rows of each text in a training batch, for a corpus with `extra` texts: the main text's
+            first. An epoch is one pass over the main text; the others have no validation or test split.
         seed: of the random order and the random split.
 
     Raises UsageError, naming the field, for options that cannot work.
@@ -79,7 +82,9 @@ class CharDataModule(pl.LightningDataModule):
         bptt: int = 64,
         bptt_jitter: int = 0,
         stride: int = 1,
+        shuffle: bool = True,
         split: str = "contiguous",
+        ratio: list[int] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -89,6 +94,8 @@ class CharDataModule(pl.LightningDataModule):
         self.jitter = whole("data.bptt_jitter", bptt_jitter, 0)
         choice("data.vocab_from", vocab_from, ("all", "train"))
         self.random_split = choice("data.split", split, ("contiguous", "random")) == "random"
+        self.shuffle = flag("data.shuffle", shuffle)
+        self.shares = self._shares(ratio, len(corpus.extra))
         self._check_together(vocab_from)
         self.normalisation = {"lowercase": flag("data.lowercase", lowercase)}
         self.corpus, self.notices = corpus, list(corpus.notices)
@@ -104,18 +111,14 @@ class CharDataModule(pl.LightningDataModule):
             if asked and not self.sizes[name]:
                 self.notices.append(f"data.{name}={asked} of {total:,} {unit} comes to none: no {name} split")
 
+        extra = [normalise(other.text, lowercase) for other in corpus.extra]
         self.vocab = Vocab.build(
-            text[: self.sizes["train"]] if vocab_from == "train" else text,
+            "".join([text[: self.sizes["train"]] if vocab_from == "train" else text, *extra]),
             min_freq=whole("data.min_freq", min_freq, 1),
             pad=flag("data.pad", pad),
             unk=flag("data.unk", unk),
         )
-        try:
-            ids = self.vocab.encode(text)
-        except UsageError as error:
-            raise UsageError(f"{error}: use data.unk=true, or data.vocab_from=all with data.min_freq=1") from None
-        # Signed, because IGNORE is negative; small, because all of it stays in memory (of the GPU, too).
-        self.ids_N = torch.from_numpy(ids.astype(np.int16 if len(self.vocab) < 2**15 else np.int32))
+        self.ids_N, *self.extra = map(self._encode, [text, *extra])
         # Of each split: its ids in order (a random split has no such piece), and where its windows begin.
         self.pieces = {} if self.random_split else self._cut(self.ids_N)
         self.starts = self._window_starts() if self.mode == "windows" else {}
@@ -129,8 +132,34 @@ class CharDataModule(pl.LightningDataModule):
             raise UsageError("data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters")
         if self.random_split and self.mode == "streams":
             raise UsageError("data.split=random needs data.mode=windows: streams are contiguous by nature")
+        if len(self.shares) > 1 and (self.jitter or self.mode == "windows"):
+            raise UsageError("data=mix needs data.mode=streams and data.bptt_jitter=0: its texts go on side by side")
         if self.random_split and vocab_from == "train":
             raise UsageError("data.split=random needs data.vocab_from=all: its training windows overlap the others")
+
+    def _shares(self, ratio: object, extra: int) -> list[int]:
+        """How many rows of a training batch each text gets."""
+        if not extra:
+            if ratio is not None:
+                raise UsageError(f"data.ratio={ratio} is for data=mix: there is one text only")
+            return [self.batch_size]
+        if not isinstance(ratio, list) or len(ratio) != 1 + extra:
+            raise UsageError(f"data.ratio={ratio} must have a number for each of the {1 + extra} texts, as in [3,1]")
+        parts = [whole("data.ratio", part, 1) for part in ratio]
+        if self.batch_size % sum(parts):
+            raise UsageError(
+                f"data.batch_size={self.batch_size} cannot be shared {':'.join(map(str, parts))}: "
+                f"it must be a multiple of {sum(parts)}"
+            )
+        return [self.batch_size // sum(parts) * part for part in parts]
+
+    def _encode(self, text: str) -> Tensor:
+        try:
+            ids = self.vocab.encode(text)
+        except UsageError as error:
+            raise UsageError(f"{error}: use data.unk=true, or data.vocab_from=all with data.min_freq=1") from None
+        # Signed, because IGNORE is negative; small, because all of it stays in memory (of the GPU, too).
+        return torch.from_numpy(ids.astype(np.int16 if len(self.vocab) < 2**15 else np.int32))
 
     def _cut(self, whole_N: Tensor) -> dict[str, Tensor]:
         """The three splits of a tensor, one after another; what they leave goes unused."""
@@ -159,6 +188,14 @@ class CharDataModule(pl.LightningDataModule):
                 raise UsageError(f"the {split} split is too short for one window of data.bptt: {remedy}")
             return self.batch_size
         characters = self.sizes[split]
+        if split == "train" and self.extra:
+            for text, (rows, ids) in enumerate(zip(self.shares, [range(characters), *self.extra], strict=True)):
+                if len(ids) <= rows:
+                    raise UsageError(
+                        f"data.paths[{text}] has {len(ids):,} characters for training, too few for its {rows} rows "
+                        f"of each batch: give more text, or lower data.batch_size={self.batch_size}"
+                    )
+            return self.batch_size
         if characters < 2:
             raise UsageError(f"the {split} split has 1 character, too few to predict one from another: {remedy}")
         rows = min(self.batch_size, max(1, (characters - 1) // self.bptt))
@@ -169,28 +206,34 @@ class CharDataModule(pl.LightningDataModule):
             )
         return rows
 
-    def _loader(self, split: str) -> Streams | Windows:
+    def _loader(self, split: str) -> Streams | Windows | Mix:
         # The whole text goes to the device once; a batch is a slice of it.
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         training, rows = split == "train", self.rows[split]
         if self.mode == "windows":
             self.ids_N, starts = self.ids_N.to(device), self.starts[split].to(device)
-            return Windows(self.ids_N, starts, self.bptt, rows, rng=self._epoch_rng if training else None)
+            return Windows(self.ids_N, starts, self.bptt, rows, rng=self._epoch_rng if training and self.shuffle else None)
+        if training and self.extra:
+            texts = zip([self.pieces["train"], *self.extra], self.shares, strict=True)
+            return Mix([Streams(*stack(ids.to(device), share), self.bptt) for ids, share in texts], self._epoch)
         x, y = (stack if training else stack_all)(self.pieces[split].to(device), rows)
         return Streams(x, y, self.bptt, jitter=self.jitter if training else 0, rng=self._epoch_rng)
 
-    def _epoch_rng(self) -> torch.Generator:
-        return epoch_rng(self.seed, 0 if self.trainer is None else self.trainer.current_epoch)
+    def _epoch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch
 
-    def train_dataloader(self) -> Streams | Windows:
+    def _epoch_rng(self) -> torch.Generator:
+        return epoch_rng(self.seed, self._epoch())
+
+    def train_dataloader(self) -> Streams | Windows | Mix:
         """One epoch of training batches."""
         return self._loader("train")
 
-    def val_dataloader(self) -> Streams | Windows | list[Any]:
+    def val_dataloader(self) -> Streams | Windows | Mix | list[Any]:
         """The validation batches, the same each time; none when the split is empty."""
         return self._loader("val") if self.rows["val"] else []
 
-    def test_dataloader(self) -> Streams | Windows | list[Any]:
+    def test_dataloader(self) -> Streams | Windows | Mix | list[Any]:
         """The test batches, the same each time; none when the split is empty."""
         return self._loader("test") if self.rows["test"] else []
 

@@ -91,6 +91,6 @@ class LanguageModel:
         device = next(self.network.parameters()).device
         x, y, state, total = ids[:-1].to(device), ids[1:].to(device), None, 0.0
         for x_T, y_T in zip(x.split(chunk), y.split(chunk), strict=True):
-            logits, state = self.network(x_T.unsqueeze(0), state)
+            logits, state = self.network.every_step(x_T.unsqueeze(0), state)
             total += F.cross_entropy(logits[0].double(), y_T, reduction="sum").item()
         return total / len(y)

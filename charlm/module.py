@@ -7,7 +7,7 @@ says so, and keeps exact means of the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,7 +21,8 @@ from charlm.checkpoint import KEY
 from charlm.errors import UsageError
 from charlm.metrics import MeanPerCharacter
 from charlm.models import Network
-from charlm.state import State, detach
+from charlm.optim import Objective, parameter_groups
+from charlm.state import State, detach, where_rows
 from charlm.streams import IGNORE, Batch
 
 
@@ -29,25 +30,30 @@ class CharLM(pl.LightningModule):
     """Next-character training of `network` (see `charlm.models` for what a network is).
 
     Arguments: `optimizer`, called with the parameters; `schedule`, called with the optimiser, or None;
-    `interval`, whether the schedule steps each "epoch" or each "step"; `entry`, what every checkpoint is to
-    hold besides Lightning's own (see `charlm.checkpoint.pack`).
+    `interval`, whether the schedule steps each "epoch" or each "step"; `groups`, learning rate and weight
+    decay by part of the network (`charlm.optim.parameter_groups`); `objective`, what is minimised (None: the
+    mean cross-entropy); `entry`, what every checkpoint is to hold besides Lightning's own (see
+    `charlm.checkpoint.pack`).
 
-    Logs, in nats per character: train/nats, val/nats, test/nats; and for val and test /bpc (bits),
-    /perplexity and /accuracy.
+    Logs, in nats per character: train/nats, val/nats, test/nats; for val and test /bpc (bits),
+    /perplexity and /accuracy; and train/penalty, if there is one, as it is minimised.
     """
 
     def __init__(
         self,
         network: Network,
-        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        optimizer: Callable[[list[Any]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         interval: str = "epoch",
+        groups: Mapping[str, Mapping[str, float | None]] | None = None,
+        objective: Objective | None = None,
         entry: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network, self._entry = network, entry
         self._optimizer, self._schedule, self._interval = optimizer, schedule, interval
-        self.train_nats = MeanPerCharacter()
+        self._groups, self._objective = groups or {}, objective or Objective()
+        self.train_nats, self.penalty = MeanPerCharacter(), MeanPerCharacter()
         self.nats, self.accuracy = MeanPerCharacter(), MeanPerCharacter()
         # One slot a stage: validation never disturbs training. A plain dict, not buffers, so that weight
         # averaging and DDP leave it alone.
@@ -64,25 +70,34 @@ class CharLM(pl.LightningModule):
             super().__setattr__(name, value)
 
     def _logits(self, stage: str, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the network from the stage's carried state: logits (B·T', V) and their targets (B·T')."""
-        if batch.first:
-            self._carry[stage] = self.network.initial_state(batch.x.shape[0])
-        logits, state = self.network(batch.x, self._carry[stage])
+        """Run the network from the stage's carried state: logits (B, T', V) and their targets (B, T')."""
+        state = self._carry.get(stage)
+        if state is None or batch.first is True:
+            state = self.network.initial_state(batch.x.shape[0])
+        elif batch.first is not False:  # rows of their own start afresh
+            state = where_rows(batch.first, self.network.initial_state(batch.x.shape[0]), state)
+        logits, state = self.network(batch.x, state)
         self._carry[stage] = detach(state)
-        y = batch.y[:, -logits.shape[1] :]  # one target for families that predict only after a window
-        return logits.reshape(-1, logits.shape[-1]).float(), y.reshape(-1)  # losses are float32 at least
+        # One target for families that predict only after a window. Losses are float32 at least.
+        return logits.float(), batch.y[:, -logits.shape[1] :]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean loss over the batch's characters, in nats."""
+        """What is minimised over the batch: by default the mean loss over its characters, in nats."""
         logits, y = self._logits("train", batch)
-        loss = F.cross_entropy(logits, y)
-        self.train_nats.update(loss.detach() * y.numel(), y.numel())
+        loss, nats, penalty = self._objective(logits, y, self.network)
+        count = y.numel() - batch.padded
+        self.train_nats.update(nats.detach() * count, count)
+        if self._objective.l2:
+            self.penalty.update(penalty.detach(), 1)
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training loss."""
         self.log("train/nats", self.train_nats.compute())
         self.train_nats.reset()
+        if self._objective.l2:
+            self.log("train/penalty", self.penalty.compute())
+            self.penalty.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the split's means."""
@@ -95,7 +110,7 @@ class CharLM(pl.LightningModule):
     def _evaluate(self, stage: str, batch: Batch) -> None:
         logits, y = self._logits(stage, batch)
         count = (y != IGNORE).sum()
-        self.nats.update(F.cross_entropy(logits, y, ignore_index=IGNORE, reduction="sum"), count)
+        self.nats.update(F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum"), count)
         self.accuracy.update((logits.argmax(-1) == y).sum(), count)
 
     def on_validation_epoch_end(self) -> None:
@@ -126,9 +141,11 @@ class CharLM(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser and, if there is one, its schedule. Raises UsageError for arguments they refuse."""
         try:
-            optimizer = self._optimizer(self.parameters())
+            optimizer = self._optimizer(parameter_groups(self.network, self._groups))
         except (TypeError, ValueError) as error:
             raise UsageError(f"optimizer: {error}") from None
+        if any("weight_decay" in (group or {}) for group in optimizer.param_groups) > ("weight_decay" in optimizer.defaults):
+            raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay")
         if self._schedule is None:
             return optimizer
         try:
@@ -144,5 +161,5 @@ def parameter_count(network: Network) -> int:
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the first parameter group."""
+    """The learning rate of the first parameter group: the recurrent one, where they differ."""
     return float(optimizer.param_groups[0]["lr"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 State: TypeAlias = "Tensor | tuple[State, ...]"
@@ -29,3 +30,10 @@ def detach(state: State) -> State:
 def select_rows(state: State, rows: Tensor) -> State:
     """The state of the batch rows `rows` (int64), in that order; rows may repeat."""
     return map_state(lambda part: part.index_select(1, rows), state)
+
+
+def where_rows(mask_B: Tensor, state: State, other: State) -> State:
+    """The rows of `state` where `mask_B` (bool) is true, those of `other` elsewhere."""
+    if isinstance(state, Tensor) and isinstance(other, Tensor):
+        return torch.where(mask_B.view(1, -1, *[1] * (state.dim() - 2)), state, other)
+    return tuple(where_rows(mask_B, ours, theirs) for ours, theirs in zip(state, other, strict=True))

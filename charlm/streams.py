@@ -1,14 +1,15 @@
 """Cut one long sequence of ids into batches.
 
-Two ways to cut, one kind of batch:
+Three ways to cut, one kind of batch:
 
 * `Streams` ("wrinkle 2" of the lesson): the text is cut into `batch_size` equal contiguous streams
   that are stacked, and each batch is the next `bptt` columns. Row b of a batch goes on exactly where
   row b of the batch before ended, so a recurrent state may be carried over.
 * `Windows`: every batch holds independent windows of the text, in random order when shuffled.
+* `Mix`: streams of several texts side by side, each with its own rows of every batch.
 
 `Batch.first` tells the model when the rows start afresh: on the first batch of an epoch of streams,
-on every batch of windows. Nothing here knows of models, text or Lightning.
+on every batch of windows, and for a mix on the rows whose text begins again. Nothing here knows of models, text or Lightning.
 
 Shapes: N ids, B rows, L columns in a stream, T time steps in a batch.
 """
@@ -16,9 +17,11 @@ Shapes: N ids, B rows, L columns in a stream, T time steps in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
@@ -26,11 +29,16 @@ IGNORE = -100
 
 
 class Batch(NamedTuple):
-    """Inputs `x` and targets `y`, int64 (B, T); `first` when no row continues an earlier batch."""
+    """Inputs `x` and targets `y`, int64 (B, T).
+
+    `first` is True when no row continues an earlier batch, False when all do, or says so of each row: bool
+    (B). `padded` is how many targets of a training batch are `IGNORE`.
+    """
 
     x: Tensor
     y: Tensor
-    first: bool
+    first: bool | Tensor
+    padded: int = 0
 
 
 def stack(ids_N: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +107,7 @@ class Streams:
 
     def __iter__(self) -> Iterator[Batch]:
         cuts = edges(self.x_BL.shape[1], self.bptt, self.jitter, self.rng() if self.rng else None)
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, end in pairwise(cuts):
             yield Batch(self.x_BL[:, start:end].long(), self.y_BL[:, start:end].long(), start == 0)
 
 
@@ -135,6 +143,43 @@ class Windows:
         for chosen in starts.split(self.batch_size):
             rows = self.rows[chosen].long()
             yield Batch(rows[:, :-1], rows[:, 1:], True)
+
+
+class Mix:
+    """Streams of several texts side by side (fast.ai's MixIterator): rows of each in every batch.
+
+    An epoch is one pass over the first text. Every text goes on from batch to batch and from epoch to
+    epoch, and begins again, with a fresh state in its rows, after its own last window; the first therefore
+    begins each epoch. Where windows of one batch differ in length (a text's last one may be shorter), the
+    shorter is filled up with targets `IGNORE`.
+
+    Arguments: `sources`, without jitter and all of one bptt; `epoch`, called when an epoch starts, gives
+    its number from 0, and with it every text's place.
+    """
+
+    def __init__(self, sources: list[Streams], epoch: Callable[[], int]) -> None:
+        self.sources, self.epoch = sources, epoch
+        self.cuts = [list(pairwise(edges(source.x_BL.shape[1], source.bptt))) for source in sources]
+
+    def __len__(self) -> int:
+        return len(self.sources[0])
+
+    def __iter__(self) -> Iterator[Batch]:
+        begin = self.epoch() * len(self)
+        for step in range(begin, begin + len(self)):
+            yield self._batch(step)
+
+    def _batch(self, step: int) -> Batch:
+        windows = [cuts[step % len(cuts)] for cuts in self.cuts]
+        length = max(end - start for start, end in windows)
+        xs, ys, first, padded = [], [], [], 0
+        for source, (start, end) in zip(self.sources, windows, strict=True):
+            fill = length - (end - start)
+            xs.append(F.pad(source.x_BL[:, start:end].long(), (0, fill)))
+            ys.append(F.pad(source.y_BL[:, start:end].long(), (0, fill), value=IGNORE))
+            first.append(torch.full((len(xs[-1]),), start == 0, device=source.x_BL.device))
+            padded += fill * len(xs[-1])
+        return Batch(torch.cat(xs), torch.cat(ys), torch.cat(first), padded)
 
 
 def window_starts(ids: int, length: int, stride: int) -> Tensor:

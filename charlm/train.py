@@ -35,6 +35,7 @@ from charlm.corpus import Corpus
 from charlm.data import CharDataModule
 from charlm.errors import UsageError
 from charlm.module import CharLM, parameter_count
+from charlm.optim import Objective
 from charlm.options import choice, number, whole
 
 
@@ -111,7 +112,7 @@ def run(config: DictConfig) -> float:
 
 def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
     """The data module that ``data`` describes."""
-    options = {k: v for k, v in settings["data"].items() if k not in ("name", "corpus", "path", "encoding")}
+    options = {k: v for k, v in settings["data"].items() if k not in ("name", "corpus", "path", "paths", "encoding")}
     try:
         return CharDataModule(corpus, seed=settings["seed"], **options)
     except TypeError as error:
@@ -131,13 +132,23 @@ def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
 def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModule, origin: dict[str, Any]) -> CharLM:
     """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
     network = checkpoint.build_network(settings["model"], len(data.vocab))
+    if network.context and (data.mode, data.bptt) != ("windows", network.context):
+        raise UsageError(
+            f"this model predicts only after a window of {network.context} characters: it needs "
+            f"data.mode=windows data.bptt={network.context}, not {data.mode} of {data.bptt}"
+        )
     number("optimizer.lr", config.optimizer.get("lr", 0))
     interval = choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
     optimizer = make(config.optimizer)
     if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
     entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
-    model = CharLM(network, optimizer, make(config.schedule.scheduler), interval, entry)
+    try:
+        objective = Objective(**settings["objective"])
+    except TypeError as error:
+        raise UsageError(f"objective: {error}") from None
+    groups = settings["parameter_groups"]
+    model = CharLM(network, optimizer, make(config.schedule.scheduler), interval, groups, objective, entry)
     model.configure_optimizers()  # a refused argument shows now
     return model
 

@@ -108,7 +108,7 @@ class Terminal(pl.Callback):
         self._due = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw the bar, when it is due."""
         if time.monotonic() >= self._due and self._bar is not None:
@@ -116,7 +116,7 @@ class Terminal(pl.Callback):
                 self._task,
                 completed=trainer.global_step,
                 description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-                loss=f"train {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}",
+                loss=f"train {pl_module.train_nats.compute():.3f}",  # the epoch so far
                 refresh=True,
             )
             self._due = time.monotonic() + REFRESH

@@ -1,7 +1,7 @@
 """Network families: plain `nn.Module`s that know nothing of Lightning, Hydra or text.
 
-A new family is one file here, with a class that keeps the contract of `Network`, and one yaml in
-``conf/model/``.
+A new family is one file here, with a class that keeps the contract of `Network` (most easily as a
+`charlm.models.sequence.Sequence`), and one yaml in ``conf/model/``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ class Network(nn.Module):
     """The contract that every family keeps; its constructor takes ``vocab_size`` and plain values.
 
     Feeding a text in pieces with the state carried gives the same logits as feeding it whole, rows do
-    not influence one another, and no output depends on a later character.
+    not influence one another (in evaluation mode), and no output depends on a later character.
 
     `context` is how many characters a prediction can depend on, or None when that is unbounded.
+    Parameters are called ``embedding…`` and ``head…`` where they belong to these parts (see `part`).
     """
 
     context: int | None = None
@@ -35,3 +36,12 @@ class Network(nn.Module):
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
         """The state before the first character: tensors whose dimension 1 is the batch."""
+
+    def every_step(self, x_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Like `forward`, but with logits (batch, time, vocab) after each input, whatever the family."""
+        return self(x_BT, state)
+
+    def part(self, parameter: str) -> str:
+        """Which part of the network a parameter belongs to: "embedding", "recurrent" or "head"."""
+        first = parameter.split(".")[0]
+        return first if first in ("embedding", "head") else "recurrent"

@@ -1,7 +1,8 @@
-"""Embedding → built-in recurrent layers → linear head, with an output at every step.
+"""Embedding → built-in recurrent layers → linear head.
 
 RNN (Elman 1990, "Finding structure in time"):
     h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+    IRNN: the same with W_hh = I at first (Le, Jaitly & Hinton 2015, arXiv:1504.00941; with tanh, as in the lesson)
 
 GRU (Cho et al. 2014, arXiv:1406.1078, with PyTorch's gate order r, z, n):
     r_t = σ(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
@@ -18,24 +19,34 @@ Shapes: B batch, T time, E embedding, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from charlm.models import Network
+from charlm.models.sequence import Sequence, check_flags, check_probabilities, check_sizes
 from charlm.state import State
 
 
-class _Recurrent(Network):
-    """What the three families share; see the module's docstring for the equations.
+class Layers(Protocol):
+    """What `nn.RNN`, `nn.GRU` and `nn.LSTM` have in common."""
+
+    num_layers: int
+    hidden_size: int
+
+    def __call__(self, x_TBE: Tensor, state: State) -> tuple[Tensor, State]:
+        """Outputs (T, B, H) and the state after the last step."""
+
+
+class Recurrent(Sequence):
+    """What the families share; see the module's docstring for the equations.
 
     Arguments: sizes in units; `layers`, stacked recurrent layers; `dropout`, the probability of
-    dropping a unit between layers; `output_dropout`, likewise before the head.
+    dropping a unit between layers; `output_dropout`, likewise before the head; `context`, None for an
+    output at every step, or N for one after each window of N characters.
     Raises ValueError for sizes below 1 and probabilities outside [0, 1).
     """
 
-    layer: ClassVar[type[nn.RNN | nn.GRU | nn.LSTM]]
+    layer: ClassVar[Any]
 
     def __init__(
         self,
@@ -45,58 +56,55 @@ class _Recurrent(Network):
         layers: int = 1,
         dropout: float = 0.0,
         output_dropout: float = 0.0,
+        context: int | None = None,
     ) -> None:
-        super().__init__()
-        sizes = dict(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, layers=layers)
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
-        for name, p in dict(dropout=dropout, output_dropout=output_dropout).items():
-            if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p < 1:
-                raise ValueError(f"{name} must be a probability of at least 0 and below 1, not {p!r}")
+        super().__init__(context)
+        check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, layers=layers)
+        check_probabilities(dropout=dropout, output_dropout=output_dropout)
         if dropout and layers == 1:
             raise ValueError("dropout acts between layers: use two or more layers, or output_dropout")
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.recurrent = self.layer(embedding_size, hidden_size, layers, dropout=dropout)
+        self.recurrent: Layers = self.layer(embedding_size, hidden_size, layers, dropout=dropout)
         self.dropout = nn.Dropout(output_dropout)
         self.head = nn.Linear(hidden_size, vocab_size)
 
-    def forward(self, x_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits (B, T, V) and the state after the last step."""
+    def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
+        """Outputs of the last layer (T, B, H) and the state after the last step."""
         e_TBE = self.embedding(x_BT.t())  # time first is the layout the recurrent kernels work in
         h_TBH, last = self.recurrent(e_TBE, state)
-        return self.head(self.dropout(h_TBH)).transpose(0, 1), last
+        return self.dropout(h_TBH), last
 
-    def initial_state(self, batch_size: int) -> State:
+    def start(self, batch_size: int) -> State:
         """Zeros, (layers, B, H)."""
-        weight = self.head.weight
-        return torch.zeros(
-            self.recurrent.num_layers,
-            batch_size,
-            self.recurrent.hidden_size,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        return self.zeros(self.recurrent.num_layers, batch_size, self.recurrent.hidden_size)
 
 
-class RNN(_Recurrent):
-    """The Elman network, tanh."""
+class RNN(Recurrent):
+    """The Elman network, tanh; with ``identity=True`` every W_hh starts as the identity."""
 
     layer = nn.RNN
 
+    def __init__(self, vocab_size: int, *sizes: int, identity: bool = False, **options: Any) -> None:
+        super().__init__(vocab_size, *sizes, **options)
+        check_flags(identity=identity)
+        if identity:
+            for name, weight in self.recurrent.named_parameters():  # type: ignore[attr-defined]
+                if "weight_hh" in name:
+                    nn.init.eye_(weight)
 
-class GRU(_Recurrent):
+
+class GRU(Recurrent):
     """The gated recurrent unit."""
 
     layer = nn.GRU
 
 
-class LSTM(_Recurrent):
+class LSTM(Recurrent):
     """Long short-term memory; its state is the pair (h, c)."""
 
     layer = nn.LSTM
 
-    def initial_state(self, batch_size: int) -> State:
+    def start(self, batch_size: int) -> State:
         """Zeros, (h, c), each (layers, B, H)."""
-        zeros = super().initial_state(batch_size)
+        zeros = super().start(batch_size)
         return zeros, zeros
