@@ -2,12 +2,20 @@
 
 import argparse
 import io
+import itertools
 import os
 import random
+import shutil
 import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from charlm.cli import exit_cleanly
+from charlm.errors import UsageError
 from charlm.options import number, whole
+
+if TYPE_CHECKING:  # PyTorch is slow to import
+    from charlm.language_model import Prediction
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--checkpoint", metavar="FILE", help="a checkpoint or run folder (default: the newest run)")
     p.add_argument("--prompt", default="", help="the text to continue")
+    p.add_argument("--positions", metavar="TEXT", help="show the likeliest next character after each one of TEXT")
     p.add_argument("--length", type=int, default=500, help="characters to write (default: %(default)s)")
     p.add_argument(
         "--temperature",
@@ -40,11 +49,17 @@ def main() -> None:
     args = parser().parse_args()
     whole("--length", args.length, 0)
     number("--temperature", args.temperature)
-    from charlm import checkpoint, language_model  # after --help: PyTorch is slow to import
+    if args.positions is not None and (args.prompt or not args.positions):
+        raise UsageError("--positions needs a text to read, such as --positions ' part of', and no --prompt")
+    from charlm import checkpoint, language_model  # after --help
 
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     path = checkpoint.find(args.checkpoint)
     model = language_model.load(path)
+    if args.positions is not None:
+        print(path, file=sys.stderr)
+        write([table(model.predictions(args.positions, args.unknown))])
+        return
     print(f"{path} · seed {seed}", file=sys.stderr)
     characters = model.stream(
         args.prompt,
@@ -54,18 +69,35 @@ def main() -> None:
         seed=seed,
         unknown=args.unknown,
     )
+    write(itertools.chain([args.prompt], characters))
+
+
+def write(pieces: Iterable[str]) -> None:
+    """Write to stdout, each piece at once."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
     try:
-        sys.stdout.write(args.prompt)
-        for character in characters:
-            sys.stdout.write(character)
+        for piece in pieces:
+            sys.stdout.write(piece)
             sys.stdout.flush()
         if sys.stdout.isatty():
             sys.stdout.write("\n")
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as in: sample.py | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def table(predictions: list["Prediction"]) -> str:
+    """Two aligned lines: what was read, and under it what is predicted next with its probability."""
+    visible = str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})
+    columns = [(p.read.translate(visible), f"{p.next.translate(visible)} {p.probability:.2f}") for p in predictions]
+    size = max(1, (shutil.get_terminal_size().columns - len("next  ")) // len("x 0.00  "))
+    blocks = [columns[i : i + size] for i in range(0, len(columns), size)]  # a long text takes several
+    lines = []
+    for block in blocks:
+        lines.append("read  " + "  ".join(f"{read:<6}" for read, _ in block).rstrip())
+        lines.append("next  " + "  ".join(cell for _, cell in block) + "\n")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from charlm import checkpoint
 from charlm.errors import UsageError
 from charlm.generate import generate
 from charlm.models import Network
 from charlm.options import whole
+from charlm.state import State
 from charlm.vocab import Vocab, normalise
 
 
@@ -21,6 +23,14 @@ def load(path: str | Path | None = None) -> LanguageModel:
     """Open a checkpoint file or run folder (default: the newest run below the current folder)."""
     opened = checkpoint.read(checkpoint.find(path))
     return LanguageModel(opened.network, opened.vocab, opened.normalisation, opened.config, opened.corpus)
+
+
+class Prediction(NamedTuple):
+    """A character that was read, the likeliest one after it, and that one's probability."""
+
+    read: str
+    next: str
+    probability: float
 
 
 class LanguageModel:
@@ -55,18 +65,15 @@ class LanguageModel:
         """
         if seed is not None:
             whole("seed", seed, 0, 2**63 - 1)
-        try:
-            ids = self.vocab.encode(normalise(prompt, **self.normalisation), unknown)
-        except UsageError as error:
-            raise UsageError(f"the model never saw some characters of the prompt; {error}") from None
+        ids = self._prompt(prompt, unknown)
         if len(ids) == 0:
             starter = next((c for c in "\n " if c in self.vocab.chars), self.vocab.chars[0])
-            ids = self.vocab.encode(starter)
+            ids = self._prompt(starter)
         rng = torch.Generator()
         rng.seed() if seed is None else rng.manual_seed(seed)
         made = generate(
             self.network,
-            torch.from_numpy(ids).long(),
+            ids,
             length,
             temperature=0.0 if greedy else temperature,
             rng=rng,
@@ -79,6 +86,29 @@ class LanguageModel:
         return "".join(self.stream(prompt, length, **options))
 
     @torch.inference_mode()
+    def predictions(self, text: str, unknown: Literal["error", "skip"] = "error") -> list[Prediction]:
+        """The most likely next character after each character of `text`, read from a zero state.
+
+        The lesson's `get_nexts`; the last of them is its `get_next`. Special symbols are never predicted.
+        Raises UsageError for characters the model never saw (or skips them).
+        """
+        ids = self._prompt(text, unknown).to(next(self.network.parameters()).device)
+        if len(ids) == 0:
+            return []
+        logits, _ = self.network.every_step(ids.unsqueeze(0))
+        probabilities, best = logits[0].double().softmax(-1)[:, self.vocab.offset :].max(-1)
+        read, predicted = self.vocab.decode(ids.tolist()), self.vocab.decode((best + self.vocab.offset).tolist())
+        return [Prediction(*row) for row in zip(read, predicted, probabilities.tolist(), strict=True)]
+
+    def _prompt(self, text: str, unknown: Literal["error", "skip"] = "error") -> Tensor:
+        """The ids of a prompt, int64 (T)."""
+        try:
+            ids = self.vocab.encode(normalise(text, **self.normalisation), unknown)
+        except UsageError as error:
+            raise UsageError(f"the model never saw some characters of the prompt; {error}") from None
+        return torch.from_numpy(ids).long()
+
+    @torch.inference_mode()
     def score(self, text: str, chunk: int = 4096) -> float:
         """Mean nats per character of `text` after its first, read from a zero state.
 
@@ -88,9 +118,32 @@ class LanguageModel:
         ids = torch.from_numpy(self.vocab.encode(normalise(text, **self.normalisation))).long()
         if len(ids) < 2:
             raise UsageError("a text needs at least two characters to be scored")
+        state, total = None, 0.0
+        for x_T, y_T in zip(ids[:-1].split(chunk), ids[1:].split(chunk), strict=True):
+            nats_BT, state = self._nats(x_T.unsqueeze(0), y_T.unsqueeze(0), state)
+            total += nats_BT.sum().item()
+        return total / (len(ids) - 1)
+
+    @torch.inference_mode()
+    def score_by_position(self, text: str, length: int, rows: int = 1024) -> list[float]:
+        """Mean nats at each place of windows of `length` characters, cut one after another, zero state each.
+
+        How much context helps: later places are easier. Raises UsageError as `score` does, and for a text
+        shorter than one window and its last target.
+        """
+        whole("length", length, 1)
+        ids = torch.from_numpy(self.vocab.encode(normalise(text, **self.normalisation))).long()
+        if len(ids) <= length:
+            raise UsageError(f"a text needs more than {length} characters to be scored in windows of {length}")
+        windows = ids.unfold(0, length + 1, length)
+        total = torch.zeros(length, dtype=torch.float64)
+        for chosen in windows.split(rows):
+            total += self._nats(chosen[:, :-1], chosen[:, 1:], None)[0].sum(0).cpu()
+        return (total / len(windows)).tolist()
+
+    def _nats(self, x_BT: Tensor, y_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The loss at every step, float64 (B, T), and the state after the last."""
         device = next(self.network.parameters()).device
-        x, y, state, total = ids[:-1].to(device), ids[1:].to(device), None, 0.0
-        for x_T, y_T in zip(x.split(chunk), y.split(chunk), strict=True):
-            logits, state = self.network.every_step(x_T.unsqueeze(0), state)
-            total += F.cross_entropy(logits[0].double(), y_T, reduction="sum").item()
-        return total / len(y)
+        logits, state = self.network.every_step(x_BT.to(device), state)
+        nats = F.cross_entropy(logits.double().flatten(0, 1), y_BT.to(device).flatten(), reduction="none")
+        return nats.view_as(y_BT), state

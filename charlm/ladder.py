@@ -1,0 +1,231 @@
+"""Run the lesson's ladder and compare it with the lesson: python -m charlm.ladder
+
+Every row is trained by ``train.py`` in a process of its own, in a folder of its own; a row whose folder
+holds a finished run of the same command is not run again. The table is written anew after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import charlm
+from charlm.cli import exit_cleanly
+from charlm.errors import UsageError
+from charlm.ladder_table import render
+from charlm.lesson import LADDER, STEPS, Entry
+
+ROOT = Path(charlm.__file__).parents[1]
+ORACLE = Path("tests/oracle.py")
+POLL = 0.5  # seconds between two looks at how far a row is
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m charlm.ladder", description="Train every system of the lesson and compare it with the lesson."
+    )
+    p.add_argument("--rows", help="only these, for example 12,14 (default: all)")
+    p.add_argument("--long", action="store_true", help="with the 63 epochs of row 16, which take hours on a CPU")
+    p.add_argument("--folder", type=Path, default=Path("runs/ladder"), help="where the runs go (default: %(default)s)")
+    p.add_argument(
+        "--output", type=Path, help="the table (default: docs/ladder.md, or FOLDER/ladder.md when there are overrides)"
+    )
+    p.add_argument("overrides", nargs="*", help="Hydra overrides for every row, for example trainer.max_epochs=1")
+    return p
+
+
+def main() -> None:
+    """Run what is missing, write the table."""
+    args = parser().parse_args()
+    entries = chosen(args.rows, args.long)
+    if not (ROOT / "train.py").is_file():
+        raise UsageError(f"there is no train.py in {ROOT}: run the ladder from a clone, installed with pip install -e .")
+    output = args.output or (args.folder / "ladder.md" if args.overrides else ROOT / "docs/ladder.md")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    record = output.with_suffix(".json")
+    results: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console()
+    )
+    with bar:
+        rows = bar.add_task("rows", total=len(entries) + (args.rows is None or "21" in args.rows.split(",")))
+        for entry in entries:
+            run = find_run(entry, args.folder, args.overrides) or train(entry, args.folder, args.overrides, bar)
+            results[entry.row] = measure(entry, run, args.overrides)
+            bar.console.print(f"row {entry.row}: {entry.system}", markup=False, highlight=False)
+            bar.advance(rows)
+            write(output, record, results)
+        if args.rows is None or "21" in args.rows.split(","):
+            results["21"] = oracle()
+            bar.advance(rows)
+            write(output, record, results)
+    print(f"the table is in {output}")
+
+
+def chosen(rows: str | None, long: bool) -> list[Entry]:
+    """The entries that `rows`, such as "12,14", asks for; all without it. Raises UsageError for others."""
+    asked = None if rows is None else [row.strip() for row in rows.split(",")]
+    known = {entry.row.split(",")[0] for entry in LADDER} | {"21"}
+    for row in asked or []:
+        if row not in known:
+            raise UsageError(f"--rows {rows}: there is no row {row!r}; rows go from 1 to 21")
+    wanted = [entry for entry in LADDER if asked is None or entry.row.split(",")[0] in asked]
+    # The long run first: it holds the short one.
+    return sorted((entry for entry in wanted if long or not entry.long), key=lambda entry: not entry.long)
+
+
+def command(entry: Entry, overrides: list[str]) -> list[str]:
+    """The overrides that train an entry."""
+    return [f"experiment={entry.experiment}", *entry.overrides, *overrides]
+
+
+def find_run(entry: Entry, folder: Path, overrides: list[str]) -> Path | None:
+    """The folder of a finished run of this entry, or of a longer one that holds it."""
+    longer = [e for e in LADDER if entry.epochs and e.long and e.experiment == entry.experiment]
+    for candidate in [entry, *longer]:
+        run = folder / candidate.name
+        said = run / ".hydra/overrides.yaml"
+        wanted = [*command(candidate, overrides), "logger=csv"]
+        if (run / "summary.json").is_file() and said.is_file() and OmegaConf.load(said) == wanted:
+            return run
+    return None
+
+
+def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Path:
+    """Train an entry in a process of its own; what it prints goes to ``FOLDER/NAME.log``."""
+    run, log = (folder / entry.name).resolve(), (folder / f"{entry.name}.log").resolve()
+    if run.exists():
+        shutil.rmtree(run)  # of a run that was interrupted, or of another command
+    log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [*command(entry, overrides), "logger=csv", f"hydra.run.dir='{run}'"]
+    task = bar.add_task(f"row {entry.row}, epochs", total=None)
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *arguments], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(POLL)
+                bar.update(task, total=epochs_of(run), completed=len(read_csv(run / "metrics.csv")))
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            bar.remove_task(task)
+    if process.returncode or not (run / "summary.json").is_file():
+        lines = log.read_text().strip().splitlines() or ["it said nothing"]
+        raise UsageError(f"row {entry.row} ended with status {process.returncode}: {lines[-1]} (all it said: {log})")
+    return run
+
+
+def epochs_of(run: Path) -> int | None:
+    """How many epochs a run is to have, once it knows."""
+    config = run / ".hydra/config.yaml"
+    return int(OmegaConf.load(config).trainer.max_epochs) if config.is_file() else None  # type: ignore[union-attr]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table; none where there is no file yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
+    """All that the table says about an entry, from its run."""
+    summary = json.loads((run / "summary.json").read_text())
+    rows = read_csv(run / "metrics.csv")[: entry.epochs]
+    weights = run / "checkpoints" / entry.checkpoint
+    model = charlm.load(weights if weights.is_file() else run)
+    answers = [[prompt, theirs, model.predictions(prompt)[-1].next] for prompt, theirs in entry.next.items()]
+    for prompt, theirs in entry.positions.items():
+        answers.append([prompt, theirs, "".join(p.next for p in model.predictions(prompt))])
+    for prompt, theirs in entry.greedy.items():
+        answers.append([prompt, theirs, model.generate(prompt, len(theirs), greedy=True)])
+    return {
+        "command": " ".join(["python train.py", *command(entry, overrides)]),
+        "parameters": summary["parameters"],
+        "ours": figures(entry, run, rows),
+        "minutes": sum(float(row["seconds"]) for row in rows) / 60,
+        "answers": answers,
+        "by_position": model.score_by_position(text_of(model), entry.by_position) if entry.by_position else [],
+        "writes": writing(model) if entry.writes else "",
+        "device": summary["device"],
+        "machine": machine(),
+    }
+
+
+def figures(entry: Entry, run: Path, rows: list[dict[str, str]]) -> list[float]:
+    """Our figures beside the lesson's, in the entry's unit."""
+    steps = read_csv(run / "csv/metrics.csv")
+    if entry.split == STEPS:
+        logged = [float(row["train/nats_step"]) for row in steps if row["train/nats_step"]]
+        per_epoch = len(logged) // len(rows)
+        picked = logged if len(rows) == 1 else logged[per_epoch - 1 :: per_epoch]
+        return [value * entry.scale for value in picked]
+    penalties = [float(row["train/penalty"]) for row in steps if row.get("train/penalty")] or [0.0] * len(rows)
+    losses = [float(row[f"{entry.split}_nats"]) for row in rows]
+    return [loss * entry.scale + penalty for loss, penalty in zip(losses, penalties, strict=True)]
+
+
+def text_of(model: charlm.LanguageModel) -> str:
+    """The text that a run of ours was trained on."""
+    from charlm.config import make
+
+    return make(OmegaConf.create(model.config)["data"]["corpus"]).text
+
+
+def writing(model: charlm.LanguageModel) -> str:
+    """How a sample of 10,000 characters deals with quotes and numbered sections."""
+    text = model.generate("", 10_000, temperature=0.8, seed=1)
+    opened, closed = len(re.findall(r'(?<!\S)"\S', text)), len(re.findall(r'\S"(?!\w)', text))
+    sections = len(re.findall(r"\n\d+\.? ", text))
+    return f"in 10,000 sampled characters: {opened} quotes opened, {closed} closed, {sections} numbered sections opened"
+
+
+def oracle() -> dict[str, Any]:
+    """Row 21: the hand-derived gradients against autograd."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, str(ROOT / ORACLE)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise UsageError(f"row 21: {ORACLE} failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    return {
+        "command": f"python {ORACLE}",
+        "difference": json.loads(done.stdout),
+        "minutes": (time.perf_counter() - started) / 60,
+        "machine": machine(),
+    }
+
+
+def machine() -> str:
+    """Where a row was measured."""
+    import torch
+
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+
+
+def write(output: Path, record: Path, results: dict[str, Any]) -> None:
+    """The table, and the figures it is made of."""
+    record.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    output.write_text(render(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with exit_cleanly():
+        main()

@@ -1,0 +1,102 @@
+"""The ladder's results as a page of Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from charlm.lesson import LADDER, STEPS, Entry
+
+TOLERANCE = 0.03  # nats per character
+
+HEAD = """# The ladder
+
+Every system of the lesson, trained by this program on Nietzsche, beside the figures that the lesson prints.
+Written by `python -m charlm.ladder`; `python -m charlm.ladder --rows 12,14` runs some rows anew.
+
+Losses are means per character in nats, one figure an epoch, unless the row says otherwise. "val" and "train" say which
+loss is compared: training losses are compared with training losses only. The difference is ours minus the lesson's last
+figure, so a negative one is better; the aim is at most +0.03. Leaky: validation windows, drawn at random, overlap
+training windows, which flatters both figures. In answers ␣ is a space and ⏎ a line break.
+
+"""
+
+
+def render(results: dict[str, Any]) -> str:
+    """The page; rows that were not run yet say so."""
+    columns = ["row", "system", "command", "parameters", "lesson", "ours", "difference", "minutes", "leaky", "remarks"]
+    lines = [HEAD + line(columns), line(["---"] * len(columns))]
+    for entry in LADDER:
+        lines.append(line(cells(entry, results.get(entry.row))))
+    lines.append(line(oracle(results.get("21"))))
+    lines += ["", "## What the models predict", "", "The lesson's `get_next`, `get_nexts` and `get_next_n`.", ""]
+    lines += [line(["row", "prompt", "the lesson's answer", "ours"]), line(["---"] * 4)]
+    for entry in LADDER:
+        for prompt, theirs, ours in results.get(entry.row, {}).get("answers", []):
+            lines.append(line([entry.row, *(f"`{visible(text)}`" for text in (prompt, theirs, ours))]))
+    machines = sorted({result["machine"] for result in results.values()})
+    return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}.", ""])
+
+
+def line(values: list[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def visible(text: str) -> str:
+    """Spaces and line breaks as symbols."""
+    return text.replace(" ", "␣").replace("\n", "⏎")
+
+
+def numbers(values: tuple[float, ...] | list[float], every: int, digits: int = 3) -> str:
+    """The first and every `every`-th of the figures."""
+    shown = list(values) if every == 1 else [values[0], *values[every - 1 :: every]]
+    return ", ".join(f"{value:.{digits}f}" for value in shown)
+
+
+def cells(entry: Entry, result: dict[str, Any] | None) -> list[str]:
+    """One line of the table."""
+    split = "train" if entry.split == STEPS else entry.split
+    unit = "" if entry.unit == "nats/char" else f" ({entry.unit})"
+    lesson = f"{split} {numbers(entry.figures, entry.every)}{unit}" if entry.figures else entry.lesson
+    leaky = "leaky" if entry.leaky else "no" if entry.split == "val" else ""
+    if result is None:
+        return [entry.row, entry.system, "", "", lesson, "not run yet", "", "", leaky, entry.remark]
+    ours = f"{split} {numbers(result['ours'], entry.every)}{unit}"
+    return [
+        entry.row,
+        entry.system,
+        f"`{result['command']}`",
+        f"{result['parameters']:,}",
+        lesson,
+        ours,
+        difference(entry, result["ours"]),
+        f"{result['minutes']:.1f}",
+        leaky,
+        "; ".join(filter(None, remarks(entry, result))),
+    ]
+
+
+def difference(entry: Entry, ours: list[float]) -> str:
+    """Ours minus the lesson's last figure, per character."""
+    if entry.last is None or not entry.comparable:
+        return "–"
+    value = (ours[-1] - entry.last) / entry.scale
+    return f"{value:+.3f}" if value <= TOLERANCE else f"**{value:+.3f}**"
+
+
+def remarks(entry: Entry, result: dict[str, Any]) -> list[str]:
+    """Why figures differ, and what else was measured."""
+    places = result["by_position"]
+    by_position = f"ours at places 1 to {len(places)} of a window: {numbers(places, 1, 2)}" if places else ""
+    return [entry.remark, by_position, result["writes"]]
+
+
+def oracle(result: dict[str, Any] | None) -> list[str]:
+    """Row 21: gradients by hand against autograd."""
+    system = "RNN, GRU and LSTM in NumPy with hand-derived gradients; stride-one scan in plain Python"
+    row = ["21", system, "", "", "gradients agree with autograd to 1e-6"]
+    if result is None:
+        return [*row, "not run yet", "", "", "", ""]
+    row[2] = f"`{result['command']}`"
+    shown = ", ".join(f"{name} {value:.0e}" for name, value in result["difference"].items())
+    return [*row, f"largest difference: {shown}", "", f"{result['minutes']:.1f}", "", ""]
