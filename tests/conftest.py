@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from charlm.corpus import Corpus
 from charlm.data import CharDataModule
@@ -59,6 +61,16 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     common = {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0, "default_root_dir": folder}
     return pl.Trainer(**{**quiet, **common, "max_epochs": 1, **options})
+
+
+@functools.cache
+def model_spec(name: str) -> dict[str, Any]:
+    """What conf/model/NAME.yaml says."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", [f"model={name}"]).model)
+
+
+MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 
 
 def run_train(*overrides: str) -> float | None:

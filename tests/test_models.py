@@ -6,24 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from charlm.checkpoint import build_network
+from charlm.checkpoint import build_network, pack, read
 from charlm.errors import UsageError
 from charlm.models import Network
 from charlm.models.recurrent import GRU, LSTM, RNN
-from charlm.state import State, detach, map_state, select_rows
+from charlm.state import State, detach, map_state, select_rows, where_rows
+from charlm.vocab import Vocab
+from conftest import MODELS, model_spec
 
-MODELS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf/model").glob("*.yaml"))
 V, B, T = 11, 3, 24
 
 
 @pytest.fixture(params=MODELS)
 def network(request: pytest.FixtureRequest) -> Network:
     torch.manual_seed(0)
-    spec = OmegaConf.to_container(OmegaConf.load(f"conf/model/{request.param}.yaml"))
-    return build_network({**spec, "layers": 2}, V).double().eval()
+    spec = model_spec(request.param)
+    small = {name: value for name, value in {"hidden_size": 16, "dense_size": 16, "layers": 2}.items() if spec.get(name)}
+    return build_network({**spec, **small}, V).double().eval()
 
 
 @pytest.fixture
@@ -37,13 +38,19 @@ def tensors(state: State) -> list[Tensor]:
     return found
 
 
+def same_state(ours: State, theirs: State) -> None:
+    for a, b in zip(tensors(ours), tensors(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 def test_every_yaml_is_found() -> None:
-    assert {"rnn", "gru", "lstm"} <= set(MODELS)
+    assert {"rnn", "gru", "lstm", "char3", "keras_rnn", "scan_relu"} <= set(MODELS)
 
 
 def test_shapes_and_dtypes(network: Network, x_BT: Tensor) -> None:
     logits, state = network(x_BT)
-    assert logits.shape in {(B, T, V), (B, 1, V)}
+    assert logits.shape == ((B, T, V) if network.context is None else (B, 1, V))
+    assert network.every_step(x_BT)[0].shape == (B, T, V)
     assert logits.dtype == torch.float64
     initial = network.initial_state(B)
     assert [t.shape for t in tensors(state)] == [t.shape for t in tensors(initial)]
@@ -55,45 +62,86 @@ def test_no_state_means_the_initial_state(network: Network, x_BT: Tensor) -> Non
     assert torch.equal(network(x_BT)[0], network(x_BT, network.initial_state(B))[0])
 
 
-@pytest.mark.parametrize("pieces", [[24], [1] * 24, [5, 7, 12], [23, 1]])
+@pytest.mark.parametrize("pieces", [[24], [1] * 24, [5, 7, 12], [23, 1], [2, 1, 21]])
 def test_in_pieces_equals_whole(network: Network, x_BT: Tensor, pieces: list[int]) -> None:
-    whole, last = network(x_BT)
-    state, logits = network.initial_state(B), []
-    for piece in x_BT.split(pieces, dim=1):
-        out, state = network(piece, detach(state))
-        logits.append(out)
-    torch.testing.assert_close(torch.cat(logits, dim=1), whole, rtol=0, atol=1e-12)
-    for ours, theirs in zip(tensors(state), tensors(last), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    whole, last = network.every_step(x_BT)
+    torch.testing.assert_close(network(x_BT)[0][:, -1], whole[:, -1], rtol=0, atol=1e-12)
+    same_state(network(x_BT)[1], last)
+    for step in (network.every_step, network):
+        state, end = network.initial_state(B), 0
+        for piece in x_BT.split(pieces, dim=1):
+            out, state = step(piece, detach(state))
+            end += piece.shape[1]
+            torch.testing.assert_close(out, whole[:, end - out.shape[1] : end], rtol=0, atol=1e-12)
+        same_state(state, last)
 
 
 def test_rows_are_independent(network: Network, x_BT: Tensor) -> None:
-    together, state = network(x_BT)
+    together, state = network.every_step(x_BT)
     for row in range(B):
-        alone, alone_state = network(x_BT[row : row + 1])
+        alone, alone_state = network.every_step(x_BT[row : row + 1])
         torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-12)
-        for ours, theirs in zip(tensors(alone_state), tensors(select_rows(state, torch.tensor([row]))), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        same_state(alone_state, select_rows(state, torch.tensor([row])))
+
+
+def test_rows_that_have_read_differently_much_go_on_together(network: Network, x_BT: Tensor) -> None:
+    longer, shorter = network(x_BT[:1])[1], network(x_BT[1:2, :2])[1]
+    both = where_rows(torch.tensor([True, False]), pair(longer), pair(shorter))
+    together, _ = network(x_BT[:2, :1], both)
+    torch.testing.assert_close(together[:1], network(x_BT[:1, :1], longer)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(together[1:], network(x_BT[1:2, :1], shorter)[0], rtol=0, atol=1e-12)
+
+
+def pair(state: State) -> State:
+    return select_rows(state, torch.tensor([0, 0]))
 
 
 def test_no_output_depends_on_a_later_character(network: Network, x_BT: Tensor) -> None:
-    before, _ = network(x_BT)
+    before, _ = network.every_step(x_BT)
     for t in range(1, T):
         changed = x_BT.clone()
         changed[:, t] = (changed[:, t] + 1) % V
-        after, _ = network(changed)
+        after, _ = network.every_step(changed)
         assert torch.equal(after[:, :t], before[:, :t])
         assert not torch.allclose(after[:, t], before[:, t])
 
 
+def test_the_context_is_as_long_as_it_says(network: Network, x_BT: Tensor) -> None:
+    if network.context is None:
+        return
+    before, _ = network(x_BT)
+    for t in range(T):
+        changed = x_BT.clone()
+        changed[:, t] = (changed[:, t] + 1) % V
+        outside = t < T - network.context
+        assert torch.equal(network(changed)[0], before) == outside, t
+
+
 def test_the_state_matters(network: Network, x_BT: Tensor) -> None:
     _, state = network(x_BT)
-    assert not torch.allclose(network(x_BT, state)[0], network(x_BT)[0])
+    assert not torch.allclose(network(x_BT[:, :2], state)[0], network(x_BT[:, :2])[0])
 
 
 def test_every_parameter_gets_a_gradient(network: Network, x_BT: Tensor) -> None:
     network.train()(x_BT)[0].logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_every_parameter_belongs_to_a_part(network: Network) -> None:
+    parts = {network.part(name) for name, _ in network.named_parameters()}
+    assert {"recurrent", "head"} <= parts <= {"embedding", "recurrent", "head"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_of_it_opens_to_the_same_network(name: str, tmp_path: Path, x_BT: Tensor) -> None:
+    spec = model_spec(name)
+    vocab = Vocab.build("abcdefghijk")
+    network = build_network(spec, len(vocab)).eval()
+    entry = pack(spec, vocab, {"lowercase": False}, {}, {})
+    weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "charlm": entry}, tmp_path / "x.ckpt")
+    opened = read(tmp_path / "x.ckpt")
+    assert torch.equal(opened.network(x_BT)[0], network(x_BT)[0])
 
 
 @pytest.mark.parametrize(("family", "layer"), [(RNN, nn.RNN), (GRU, nn.GRU), (LSTM, nn.LSTM)])
