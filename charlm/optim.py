@@ -26,6 +26,8 @@ def parameter_groups(network: Network, options: Mapping[str, Mapping[str, float 
     asked: dict[str, dict[str, float]] = {}
     for part, values in options.items():
         choice("parameter_groups", part, PARTS)
+        if not isinstance(values, Mapping | None):
+            raise UsageError(f"parameter_groups.{part}={values} must hold lr and weight_decay")
         for name, value in (values or {}).items():
             choice(f"parameter_groups.{part}", name, ("lr", "weight_decay"))
             if value is not None:

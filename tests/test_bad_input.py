@@ -250,6 +250,28 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
         ("optimizer.lr=abc", "optimizer.lr"),
         ("+optimizer.nonsense=1", "nonsense"),
         ("schedule.interval=nonsense", "schedule.interval=nonsense must be one of epoch, step"),
+        ("schedule.scheduler.at=1.5", "schedule.scheduler.at=1.5 must be"),
+        ("schedule=sgdr schedule.scheduler.cycle_mult=0", "schedule.scheduler.cycle_mult=0 must be a whole number"),
+        ("parameter_groups.head.lr=-1", "parameter_groups.head.lr=-1"),
+        ("parameter_groups.head.lr=abc", "parameter_groups.head.lr=abc"),
+        ("parameter_groups.head=3", "parameter_groups.head=3"),
+        ("+parameter_groups.head.momentum=1", "momentum"),
+        ("+parameter_groups.body={lr: 1}", "parameter_groups=body must be one of embedding, recurrent, head"),
+        ("objective.reduction=max", "objective.reduction=max must be one of mean, sum"),
+        ("objective.l2=-1", "objective.l2=-1"),
+        ("+objective.nonsense=1", "nonsense"),
+        ("trainer.gradient_clip_algorithm=nonsense", "nonsense"),
+        ("data.ratio=[3,1]", "data.ratio=[3, 1] is for data=mix"),
+        ("data.shuffle=maybe", "data.shuffle=maybe"),
+        ("model=char_loop", "data.mode=windows data.bptt=8, not streams of"),
+        ("model=char3 data.mode=windows", "data.mode=windows data.bptt=3, not windows of"),
+        ("model=char_loop model.context=0", "context must be a whole number of at least 1, not 0"),
+        ("model=keras_loop model.context=null", "own_embeddings needs a context"),
+        ("model=keras_loop model.activation=gelu", "activation must be one of tanh, relu, not 'gelu'"),
+        ("model=keras_rnn model.dropout=1", "dropout must be a probability"),
+        ("model=irnn model.identity=3", "identity must be true or false, not 3"),
+        ("model._target_=charlm.models.sequence.Sequence", "model"),
+        ("model._target_=charlm.models.loops._Loop", "charlm.models.loops._Loop"),
         ("callbacks.samples.length=0", "callbacks.samples"),
         ("callbacks.samples.temperature=-1", "callbacks.samples.temperature=-1"),
         ("callbacks.samples.temperature=nan", "callbacks.samples.temperature=nan"),
@@ -257,7 +279,8 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_a_value_that_cannot_work_is_refused(train_here: Program, run_folder: Path, override: str, named: str) -> None:
-    assert train_here(override).is_refusal(override.lstrip("+").split(".")[0].split("=")[0], named)
+    overrides = [override] if "{" in override else override.split(" ")
+    assert train_here(*overrides).is_refusal(overrides[0].lstrip("+").split(".")[0].split("=")[0], named)
     assert nothing_was_trained(run_folder)
 
 

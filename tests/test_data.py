@@ -317,6 +317,14 @@ def test_training_windows_are_shuffled_by_epoch_and_the_others_are_in_order():
         assert windows(loader) == sorted(windows(loader))
 
 
+def test_windows_come_in_the_texts_order_when_asked():
+    data = module(mode="windows", bptt=5, stride=3, shuffle=False)
+    for _ in range(2):
+        rows = torch.cat([batch.x for batch in data.train_dataloader()])
+        expected = data.pieces["train"].long().unfold(0, 6, 3)[:, :5]  # each window has a target after its end
+        assert torch.equal(rows, expected)
+
+
 def test_window_batches_are_all_first_and_only_the_last_is_smaller():
     batches = list(module(mode="windows", val=0, batch_size=64).train_dataloader())
     assert all(batch.first for batch in batches)
@@ -411,7 +419,7 @@ BAD = (
     + [("train", value) for value in (-1, -0.1, 1.0, 1.5, "0.8", True, False)]
     + [(field, float(value)) for field in ("train", "val", "test") for value in ("nan", "inf", "-inf")]
     + [(field, value) for field in ("mode", "split", "vocab_from") for value in ("other", "", None, 1, True, ["all"])]
-    + [(field, value) for field in ("lowercase", "pad", "unk") for value in ("no", "false", None, 2, [])]
+    + [(field, value) for field in ("lowercase", "pad", "unk", "shuffle") for value in ("no", "false", None, 2, [])]
 )
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from charlm.checkpoint import build_network
@@ -19,9 +17,8 @@ from charlm.language_model import LanguageModel
 from charlm.models import Network
 from charlm.models.recurrent import GRU
 from charlm.vocab import Vocab
+from conftest import MODELS, model_spec
 
-CONF = Path(__file__).parents[1] / "conf"
-FAMILIES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 LETTERS = "\n !abcdefghijklmnopqrstuvwxyzé"
 
 
@@ -97,14 +94,14 @@ def greedy_by_brute_force(network: Network, prompt: list[int], length: int, firs
     return text[len(prompt) :]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 def test_greedy_is_the_argmax_of_feeding_the_whole_text_again_each_step(family: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        spec = OmegaConf.to_container(compose("train", [f"model={family}"]).model, resolve=True)
-    network = lively(build_network(spec, 12))
-    expected = greedy_by_brute_force(network, [3, 9, 4, 4, 2], 30, first_id=2)
-    assert list(generate(network, ids(3, 9, 4, 4, 2), 30, temperature=0, first_id=2)) == expected
-    assert len(set(expected)) > 1
+    spec = model_spec(family)
+    network = lively(build_network({**spec, **{key: 16 for key in ("hidden_size", "dense_size") if spec.get(key)}}, 12))
+    for prompt in ([3], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]):  # shorter and longer than a window
+        expected = greedy_by_brute_force(network, prompt, 30, first_id=2)
+        assert list(generate(network, torch.tensor(prompt), 30, temperature=0, first_id=2)) == expected
+        assert len(set(expected)) > 1
 
 
 def test_every_character_is_read_exactly_once() -> None:
@@ -318,3 +315,64 @@ def test_unknown_characters_score_as_unk_where_the_model_has_that_symbol(
 def test_a_text_without_a_prediction_has_no_score(model: LanguageModel, text: str) -> None:
     with pytest.raises(UsageError, match="two characters"):
         model.score(text)
+
+
+@pytest.fixture(params=[3, None])
+def either(request: pytest.FixtureRequest) -> LanguageModel:
+    """A model that predicts after a window of three characters, and one with an output at every step."""
+    vocab = Vocab(LETTERS)
+    return LanguageModel(lively(GRU(len(vocab), 8, 16, context=request.param)), vocab, {"lowercase": False})
+
+
+def test_window_models_are_scored_at_every_character_too(either: LanguageModel) -> None:
+    text = "the quick brown fox\njumps over the lazy dog é!!"
+    for chunk in (1, 2, 7, 4096):
+        assert either.score(text, chunk) == pytest.approx(score_by_brute_force(either, text), rel=1e-9)
+
+
+@torch.inference_mode()
+def test_predictions_are_the_argmax_after_every_prefix(either: LanguageModel) -> None:
+    text = " part of"
+    found = either.predictions(text)
+    assert [p.read for p in found] == list(text)
+    for end, prediction in enumerate(found, 1):
+        logits, _ = either.network(torch.from_numpy(either.vocab.encode(text[:end])).long().unsqueeze(0))
+        probabilities = logits[0, -1].softmax(-1)
+        assert either.vocab.decode([int(probabilities.argmax())]) == prediction.next
+        assert prediction.probability == pytest.approx(probabilities.max().item(), rel=1e-9)
+
+
+def test_predictions_are_never_special_symbols_and_know_the_normalisation(unk_model: LanguageModel) -> None:
+    with torch.no_grad():
+        unk_model.network.head.bias[:2] = 1e3
+    assert all(len(p.next) == 1 for p in unk_model.predictions("abc"))
+    lower = LanguageModel(unk_model.network, unk_model.vocab, {"lowercase": True})
+    assert lower.predictions("ABC") == unk_model.predictions("abc")
+    assert unk_model.predictions("") == []
+
+
+def test_predictions_name_or_skip_unknown_characters(model: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="U\\+1F642"):
+        model.predictions("a🙂b")
+    assert model.predictions("a🙂b", "skip") == model.predictions("ab")
+
+
+def test_the_score_by_position_is_that_of_each_window_on_its_own(either: LanguageModel) -> None:
+    text = "the quick brown fox jumps over the lazy dog"
+    windows = [text[i : i + 5] for i in range(0, len(text) - 4, 4)]
+    expected = [[], [], [], []]
+    with torch.inference_mode():
+        for window in windows:
+            encoded = torch.from_numpy(either.vocab.encode(window)).long()
+            for t in range(4):
+                logits, _ = either.network(encoded[: t + 1].unsqueeze(0))
+                expected[t].append(F.cross_entropy(logits[0, -1], encoded[t + 1]).item())
+    means = [sum(losses) / len(losses) for losses in expected]
+    for rows in (1, 3, 1024):
+        assert either.score_by_position(text, 4, rows) == pytest.approx(means, rel=1e-9)
+
+
+@pytest.mark.parametrize(("text", "length", "named"), [("abc", 3, "more than 3"), ("abc", 0, "length=0")])
+def test_windows_that_cannot_be_scored(model: LanguageModel, text: str, length: int, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        model.score_by_position(text, length)

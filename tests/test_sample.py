@@ -86,6 +86,39 @@ def test_greedy_writes_the_most_likely_characters_of_the_run_that_is_named(folde
     assert greedy.out == "a" + model.generate("a", 40, greedy=True)
 
 
+def test_positions_are_two_aligned_lines(folder: Path, model: LanguageModel) -> None:
+    outcome = sample(folder, "--positions", " part\nof")
+    assert outcome.status == 0 and outcome.err == "runs/one/checkpoints/best.ckpt\n"
+    read, following, rest = outcome.out.split("\n")
+    assert rest == ""
+    predictions = model.predictions(" part\nof")
+    assert read.split() == ["read", "␣", "p", "a", "r", "t", "⏎", "o", "f"]
+    for column, (symbol, prediction) in enumerate(zip(read.split()[1:], predictions, strict=True)):
+        place = 6 + 8 * column
+        assert read[place] == symbol
+        shown = prediction.next.replace(" ", "␣").replace("\n", "⏎")
+        assert following[place : place + 6] == f"{shown} {prediction.probability:.2f}"
+
+
+def test_long_texts_take_several_tables(folder: Path) -> None:
+    outcome = sample(folder, "--positions", "the quick brown fox", COLUMNS="40")
+    lines = outcome.out.splitlines()
+    assert "".join(line[4:].replace(" ", "") for line in lines if line.startswith("read")) == "the␣quick␣brown␣fox"
+    assert max(map(len, lines)) <= 40
+
+
+@pytest.mark.parametrize("arguments", [("--positions", ""), ("--positions", "abc", "--prompt", "abc")])
+def test_positions_need_a_text_and_no_prompt(folder: Path, arguments: tuple[str, ...]) -> None:
+    outcome = sample(folder, *arguments)
+    assert outcome.status == 2 and outcome.out == ""
+    assert outcome.err.startswith("error: --positions needs a text")
+
+
+def test_positions_name_what_the_model_never_saw(folder: Path) -> None:
+    assert sample(folder, "--positions", "a🙂").status == 2
+    assert sample(folder, "--positions", "a🙂", "--unknown", "skip").status == 0
+
+
 def test_an_emoji_that_the_model_never_saw_is_named(folder: Path) -> None:
     outcome = sample(folder, "--prompt", "well 🙂")
     assert outcome.status == 2
@@ -135,7 +168,7 @@ def test_help_needs_no_pytorch(folder: Path) -> None:
     command = [sys.executable, "-X", "importtime", str(SCRIPT), "--help"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=20)
     assert done.returncode == 0
-    for option in ("--checkpoint", "--prompt", "--length", "--temperature", "--greedy", "--seed", "--unknown"):
+    for option in ("--checkpoint", "--prompt", "--length", "--temperature", "--greedy", "--seed", "--unknown", "--positions"):
         assert option in done.stdout
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "argparse" in modules

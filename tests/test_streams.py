@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from charlm.streams import IGNORE, Batch, Streams, Windows, edges, epoch_rng, stack, stack_all, window_starts
+from charlm.streams import IGNORE, Batch, Mix, Streams, Windows, edges, epoch_rng, stack, stack_all, window_starts
 
 few = settings(max_examples=120, deadline=None)
 
@@ -318,3 +319,60 @@ def test_windows_keep_to_the_starts_that_they_are_given():
     (batch,) = Windows(torch.arange(40), torch.tensor([30, 5, 5]), 2, 8)
     assert batch.x.tolist() == [[30, 31], [5, 6], [5, 6]]
     assert batch.y.tolist() == [[31, 32], [6, 7], [6, 7]]
+
+
+def mixed(lengths: list[int], rows: list[int], bptt: int) -> tuple[list[Tensor], list[Streams]]:
+    """Texts whose ids name the text and the place, and their streams."""
+    texts = [torch.arange(length) + 1000 * i for i, length in enumerate(lengths)]
+    return texts, [Streams(*stack(ids, share), bptt) for ids, share in zip(texts, rows, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(2, 60)), min_size=2, max_size=3),
+    st.integers(1, 9),
+    st.integers(1, 4),
+)
+def test_a_mixed_batch_has_the_asked_ratio_and_every_stream_is_unbroken(
+    sources: list[tuple[int, int]], bptt: int, epochs: int
+) -> None:
+    rows = [share for share, _ in sources]
+    texts, streams = mixed([share * columns + 1 for share, columns in sources], rows, bptt)
+    epoch = 0
+    loader = Mix(streams, lambda: epoch)
+    read: list[list[list[tuple[int, int]]]] = [[[] for _ in range(share)] for share in rows]
+    for epoch in range(epochs):
+        batches = list(loader)
+        assert len(batches) == len(loader) == len(streams[0])
+        assert bool(batches[0].first[: rows[0]].all())  # the first text begins each epoch
+        for batch in batches:
+            assert batch.x.shape == batch.y.shape == (sum(rows), batch.x.shape[1])
+            assert batch.padded == (batch.y == IGNORE).sum()
+            begin = 0
+            for source, share in enumerate(rows):
+                part = slice(begin, begin + share)
+                begin += share
+                real = batch.y[part] != IGNORE
+                assert ((batch.x[part] // 1000 == source) | ~real).all()  # exactly its share of the rows
+                assert len(set(batch.first[part].tolist())) == 1
+                for row in range(share):
+                    if batch.first[part][row]:
+                        read[source][row].append([])
+                    pairs = zip(batch.x[part][row].tolist(), batch.y[part][row].tolist(), strict=True)
+                    read[source][row][-1].extend(p for p in pairs if p[1] != IGNORE)
+    for source, share in enumerate(rows):
+        x, y = stack(texts[source], share)
+        for row in range(share):
+            whole = list(zip(x[row].tolist(), y[row].tolist(), strict=True))
+            *passes, last = read[source][row]
+            assert all(one == whole for one in passes)  # each pass is the whole stream, in order, without a gap
+            assert last == whole[: len(last)]
+    for row in range(rows[0]):
+        assert len(read[0][row]) == epochs
+
+
+def test_only_the_last_window_of_a_text_is_padded() -> None:
+    _, streams = mixed([2 * 10 + 1, 1 * 7 + 1], [2, 1], 4)
+    shapes = [(batch.x.shape[1], batch.padded, batch.first.tolist()) for batch in Mix(streams, lambda: 0)]
+    # Windows of 4, 4, 2 columns beside windows of 4, 3 and then 4 again.
+    assert shapes == [(4, 0, [True, True, True]), (4, 1, [False, False, False]), (4, 4, [False, False, True])]

@@ -25,7 +25,7 @@ from charlm.models.sequence import Sequence, check_flags, check_probabilities, c
 from charlm.state import State
 
 
-class Keras(Sequence):
+class _Keras(Sequence):
     """What the families share; see the module's docstring.
 
     Arguments: sizes in units; `embedding_size`, None for one-hot inputs; `layers`, stacked recurrent
@@ -88,7 +88,7 @@ class Keras(Sequence):
         return self.zeros(self.recurrent.num_layers, batch_size, self.recurrent.hidden_size)
 
 
-class SimpleRNN(Keras):
+class SimpleRNN(_Keras):
     """Keras's fully connected recurrent layer."""
 
     cell = RNNCell
@@ -101,7 +101,7 @@ class SimpleRNN(Keras):
                 nn.init.eye_(cell.weight_hh)  # type: ignore[arg-type]
 
 
-class LSTM(Keras):
+class LSTM(_Keras):
     """Keras's LSTM layer; its state is the pair (h, c)."""
 
     cell = LSTMCell

@@ -27,7 +27,7 @@ from charlm.models.sequence import Sequence, check_choice, check_flags, check_si
 from charlm.state import State
 
 
-class Loop(Sequence):
+class _Loop(Sequence):
     """What the three share. The state is h, (1, B, H).
 
     Arguments: sizes in units; `context`, the window's length, or None for an output at every step.
@@ -70,7 +70,7 @@ class Loop(Sequence):
         return self.zeros(1, batch_size, self.hidden_size)
 
 
-class CharLoop(Loop):
+class CharLoop(_Loop):
     """The input is added to the state."""
 
     def step(self, h_BH: Tensor, e_BE: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class CharLoop(Loop):
         return torch.tanh(self.hidden(h_BH + torch.relu(self.input(e_BE))))
 
 
-class CharLoopConcat(Loop):
+class CharLoopConcat(_Loop):
     """The input is concatenated to the state, not added: the two are different kinds of information."""
 
     def __init__(self, *sizes: int, **options: Any) -> None:
@@ -89,7 +89,7 @@ class CharLoopConcat(Loop):
         return torch.tanh(self.hidden(torch.relu(self.input(torch.cat([h_BH, e_BE], 1)))))
 
 
-class KerasLoop(Loop):
+class KerasLoop(_Loop):
     """The lesson's Keras functional models, with Keras's initial weights.
 
     Further arguments: `activation` of the hidden path, "tanh" or "relu"; `identity`, whether W_h starts

@@ -37,7 +37,7 @@ class Layers(Protocol):
         """Outputs (T, B, H) and the state after the last step."""
 
 
-class Recurrent(Sequence):
+class _Recurrent(Sequence):
     """What the families share; see the module's docstring for the equations.
 
     Arguments: sizes in units; `layers`, stacked recurrent layers; `dropout`, the probability of
@@ -79,7 +79,7 @@ class Recurrent(Sequence):
         return self.zeros(self.recurrent.num_layers, batch_size, self.recurrent.hidden_size)
 
 
-class RNN(Recurrent):
+class RNN(_Recurrent):
     """The Elman network, tanh; with ``identity=True`` every W_hh starts as the identity."""
 
     layer = nn.RNN
@@ -93,13 +93,13 @@ class RNN(Recurrent):
                     nn.init.eye_(weight)
 
 
-class GRU(Recurrent):
+class GRU(_Recurrent):
     """The gated recurrent unit."""
 
     layer = nn.GRU
 
 
-class LSTM(Recurrent):
+class LSTM(_Recurrent):
     """Long short-term memory; its state is the pair (h, c)."""
 
     layer = nn.LSTM

@@ -52,7 +52,7 @@ def zeros(columns: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(columns))
 
 
-class Scan(Sequence):
+class _Scan(Sequence):
     """What the two share. The state is h, (1, B, H). Sizes in units; raises ValueError for sizes below 1."""
 
     W_x: nn.Parameter
@@ -88,7 +88,7 @@ class Scan(Sequence):
         return {"W_x": "embedding", "W_y": "head", "b_y": "head"}.get(parameter, "recurrent")
 
 
-class ScanReLU(Scan):
+class ScanReLU(_Scan):
     """The lesson's RNN from scratch in Theano."""
 
     def __init__(self, vocab_size: int, hidden_size: int = 256) -> None:
@@ -102,7 +102,7 @@ class ScanReLU(Scan):
         return torch.relu(x_BV @ self.W_x + self.b_x + h_BH @ self.W_h + self.b_h)
 
 
-class ScanTanh(Scan):
+class ScanTanh(_Scan):
     """The char-RNN with an explicit loop."""
 
     def __init__(self, vocab_size: int, hidden_size: int = 100) -> None:
