@@ -212,7 +212,9 @@ class CharDataModule(pl.LightningDataModule):
         training, rows = split == "train", self.rows[split]
         if self.mode == "windows":
             self.ids_N, starts = self.ids_N.to(device), self.starts[split].to(device)
-            return Windows(self.ids_N, starts, self.bptt, rows, rng=self._epoch_rng if training and self.shuffle else None)
+            return Windows(
+                self.ids_N, starts, self.bptt, rows, rng=self._epoch_rng if training and self.shuffle else None
+            )
         if training and self.extra:
             texts = zip([self.pieces["train"], *self.extra], self.shares, strict=True)
             return Mix([Streams(*stack(ids.to(device), share), self.bptt) for ids, share in texts], self._epoch)

@@ -53,7 +53,9 @@ def main() -> None:
     args = parser().parse_args()
     entries = chosen(args.rows, args.long)
     if not (ROOT / "train.py").is_file():
-        raise UsageError(f"there is no train.py in {ROOT}: run the ladder from a clone, installed with pip install -e .")
+        raise UsageError(
+            f"there is no train.py in {ROOT}: run the ladder from a clone, installed with pip install -e ."
+        )
     output = args.output or (args.folder / "ladder.md" if args.overrides else ROOT / "docs/ladder.md")
     output.parent.mkdir(parents=True, exist_ok=True)
     record = output.with_suffix(".json")
@@ -136,7 +138,7 @@ def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Pa
 def epochs_of(run: Path) -> int | None:
     """How many epochs a run is to have, once it knows."""
     config = run / ".hydra/config.yaml"
-    return int(OmegaConf.load(config).trainer.max_epochs) if config.is_file() else None  # type: ignore[union-attr]
+    return int(OmegaConf.load(config).trainer.max_epochs) if config.is_file() else None
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -174,13 +176,14 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
 def figures(entry: Entry, run: Path, rows: list[dict[str, str]]) -> list[float]:
     """Our figures beside the lesson's, in the entry's unit."""
     steps = read_csv(run / "csv/metrics.csv")
-    if entry.split == STEPS:
-        logged = [float(row["train/nats_step"]) for row in steps if row["train/nats_step"]]
+    logged = [float(row["train/nats_step"]) for row in steps if row.get("train/nats_step")]
+    if entry.split == STEPS and len(logged) >= len(rows):  # else overrides have made epochs too short to log
         per_epoch = len(logged) // len(rows)
         picked = logged if len(rows) == 1 else logged[per_epoch - 1 :: per_epoch]
         return [value * entry.scale for value in picked]
     penalties = [float(row["train/penalty"]) for row in steps if row.get("train/penalty")] or [0.0] * len(rows)
-    losses = [float(row[f"{entry.split}_nats"]) for row in rows]
+    split = "train" if entry.split == STEPS else entry.split
+    losses = [float(row[f"{split}_nats"]) for row in rows]
     return [loss * entry.scale + penalty for loss, penalty in zip(losses, penalties, strict=True)]
 
 

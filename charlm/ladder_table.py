@@ -80,7 +80,7 @@ def difference(entry: Entry, ours: list[float]) -> str:
     """Ours minus the lesson's last figure, per character."""
     if entry.last is None or not entry.comparable:
         return "–"
-    value = (ours[-1] - entry.last) / entry.scale
+    value = round((ours[-1] - entry.last) / entry.scale, 3)
     return f"{value:+.3f}" if value <= TOLERANCE else f"**{value:+.3f}**"
 
 

@@ -144,7 +144,9 @@ class CharLM(pl.LightningModule):
             optimizer = self._optimizer(parameter_groups(self.network, self._groups))
         except (TypeError, ValueError) as error:
             raise UsageError(f"optimizer: {error}") from None
-        if any("weight_decay" in (group or {}) for group in optimizer.param_groups) > ("weight_decay" in optimizer.defaults):
+        if any("weight_decay" in (group or {}) for group in optimizer.param_groups) > (
+            "weight_decay" in optimizer.defaults
+        ):
             raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay")
         if self._schedule is None:
             return optimizer

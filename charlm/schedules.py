@@ -12,9 +12,7 @@ from charlm.errors import UsageError
 from charlm.options import number, whole
 
 
-def step(
-    optimizer: Optimizer, epochs: int, at: float | list[float] = 2 / 3, factor: float = 0.1
-) -> MultiStepLR:
+def step(optimizer: Optimizer, epochs: int, at: float | list[float] = 2 / 3, factor: float = 0.1) -> MultiStepLR:
     """The full rate until `at`, then `factor` of it: the lesson's `set_lrs`. Moves at each epoch.
 
     `at` is a share of `epochs` (a float below 1), an epoch (a whole number: after that many), or a list

@@ -9,7 +9,8 @@ Three ways to cut, one kind of batch:
 * `Mix`: streams of several texts side by side, each with its own rows of every batch.
 
 `Batch.first` tells the model when the rows start afresh: on the first batch of an epoch of streams,
-on every batch of windows, and for a mix on the rows whose text begins again. Nothing here knows of models, text or Lightning.
+on every batch of windows, and for a mix on the rows whose text begins again. Nothing here knows of models, text or
+Lightning.
 
 Shapes: N ids, B rows, L columns in a stream, T time steps in a batch.
 """

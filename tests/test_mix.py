@@ -152,7 +152,9 @@ def test_two_epochs_with_one_seed_are_equal(tmp_path: Path) -> None:
     for _ in range(2):
         torch.manual_seed(0)
         data = module(MAIN, EXTRA)
-        lm = char_lm(GRU(len(data.vocab), 6, 8), schedule=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1))
+        lm = char_lm(
+            GRU(len(data.vocab), 6, 8), schedule=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+        )
         trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(lm, datamodule=data)
         results.append([p.detach().clone() for p in lm.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

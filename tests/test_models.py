@@ -23,7 +23,9 @@ V, B, T = 11, 3, 24
 def network(request: pytest.FixtureRequest) -> Network:
     torch.manual_seed(0)
     spec = model_spec(request.param)
-    small = {name: value for name, value in {"hidden_size": 16, "dense_size": 16, "layers": 2}.items() if spec.get(name)}
+    small = {
+        name: value for name, value in {"hidden_size": 16, "dense_size": 16, "layers": 2}.items() if spec.get(name)
+    }
     return build_network({**spec, **small}, V).double().eval()
 
 

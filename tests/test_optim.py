@@ -155,7 +155,10 @@ def test_an_untrained_scan_network_costs_25_uniform_guesses_and_its_penalty(text
     loss, nats, penalty = Objective("sum", 0.01)(network(x)[0], x, network)
     assert 25 * nats.item() == pytest.approx(25 * math.log(D), rel=0.25)
     assert penalty.item() == pytest.approx(0.01 * (100 + 100 + 98), rel=0.05)  # Σ w² of N(0, 1/rows) is the columns
-    many = [Objective("sum")(network(ids)[0], ids, network)[1].item() for ids in torch.arange(D).view(D, 1, 1).expand(D, 1, 25)]
+    many = [
+        Objective("sum")(network(ids)[0], ids, network)[1].item()
+        for ids in torch.arange(D).view(D, 1, 1).expand(D, 1, 25)
+    ]
     assert sum(many) / D == pytest.approx(math.log(D), rel=0.1)
 
 
@@ -174,9 +177,9 @@ def test_clipping_by_value_and_by_norm(algorithm: str, text: str, tmp_path: Path
     network = ScanTanh(len(data.vocab), 10)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     module = CharLM(network, functools.partial(torch.optim.SGD, lr=1.0), objective=Objective("sum", 0.1))
-    trainer(
-        tmp_path, max_steps=1, gradient_clip_val=0.5, gradient_clip_algorithm=algorithm, limit_val_batches=0
-    ).fit(module, datamodule=data)
+    trainer(tmp_path, max_steps=1, gradient_clip_val=0.5, gradient_clip_algorithm=algorithm, limit_val_batches=0).fit(
+        module, datamodule=data
+    )
     after = {name: p.detach().clone() for name, p in network.named_parameters()}
     network.load_state_dict(before)
     network.zero_grad()

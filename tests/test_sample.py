@@ -168,7 +168,16 @@ def test_help_needs_no_pytorch(folder: Path) -> None:
     command = [sys.executable, "-X", "importtime", str(SCRIPT), "--help"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=20)
     assert done.returncode == 0
-    for option in ("--checkpoint", "--prompt", "--length", "--temperature", "--greedy", "--seed", "--unknown", "--positions"):
+    for option in (
+        "--checkpoint",
+        "--prompt",
+        "--length",
+        "--temperature",
+        "--greedy",
+        "--seed",
+        "--unknown",
+        "--positions",
+    ):
         assert option in done.stdout
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "argparse" in modules

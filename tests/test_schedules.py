@@ -43,7 +43,12 @@ def sgdr_formula(t: int, full: float, least: float, first: int, mult: int) -> fl
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.floats(1e-4, 10), st.floats(0, 1e-4), st.integers(1, 90)
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.floats(1e-4, 10),
+    st.floats(0, 1e-4),
+    st.integers(1, 90),
 )
 def test_sgdrs_rate_at_every_step(per_epoch: int, cycle: int, mult: int, full: float, least: float, steps: int) -> None:
     schedule = sgdr(optimizer(full), per_epoch, cycle, mult, least)
@@ -57,7 +62,9 @@ def test_sgdr_keeps_the_groups_apart() -> None:
         assert found == pytest.approx([sgdr_formula(t, full, 0, 4, 2) for t in range(12)])
 
 
-@pytest.mark.parametrize(("cycle", "mult", "ends"), [(1, 2, [1, 3, 7, 15]), (2, 1, [2, 4, 6, 8]), (1, 3, [1, 4, 13, 40])])
+@pytest.mark.parametrize(
+    ("cycle", "mult", "ends"), [(1, 2, [1, 3, 7, 15]), (2, 1, [2, 4, 6, 8]), (1, 3, [1, 4, 13, 40])]
+)
 def test_cycles_are_counted(cycle: int, mult: int, ends: list[int]) -> None:
     schedule, found = sgdr(optimizer(), 3, cycle, mult), []
     for taken in range(1, 3 * ends[-1] + 1):
@@ -172,7 +179,9 @@ def test_a_shorter_sgdr_run_is_the_beginning_of_a_longer_one(base: list[str], tm
         losses.append([row[2:4] for row in rows[1:4]])
     assert losses[0] == losses[1]
     bias = [
-        torch.load(tmp_path / f"{epochs}/checkpoints/cycle-2.ckpt", weights_only=True)["state_dict"]["network.head.bias"]
+        torch.load(tmp_path / f"{epochs}/checkpoints/cycle-2.ckpt", weights_only=True)["state_dict"][
+            "network.head.bias"
+        ]
         for epochs in (3, 5)
     ]
     assert torch.equal(*bias)

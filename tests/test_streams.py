@@ -338,10 +338,10 @@ def test_a_mixed_batch_has_the_asked_ratio_and_every_stream_is_unbroken(
 ) -> None:
     rows = [share for share, _ in sources]
     texts, streams = mixed([share * columns + 1 for share, columns in sources], rows, bptt)
-    epoch = 0
-    loader = Mix(streams, lambda: epoch)
+    now = [0]
+    loader = Mix(streams, lambda: now[0])
     read: list[list[list[tuple[int, int]]]] = [[[] for _ in range(share)] for share in rows]
-    for epoch in range(epochs):
+    for now[0] in range(epochs):
         batches = list(loader)
         assert len(batches) == len(loader) == len(streams[0])
         assert bool(batches[0].first[: rows[0]].all())  # the first text begins each epoch

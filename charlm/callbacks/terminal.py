@@ -107,9 +107,7 @@ class Terminal(pl.Callback):
         self._bar.start()
         self._due = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draw the bar, when it is due."""
         if time.monotonic() >= self._due and self._bar is not None:
             self._bar.update(

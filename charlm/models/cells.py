@@ -78,7 +78,7 @@ class GRUCell(Cell):
     gates = 3
 
     def step(self, i_BG: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """n + z ⊙ (h - n), which is (1 - z) ⊙ n + z ⊙ h."""
+        """N + z ⊙ (h - n), which is (1 - z) ⊙ n + z ⊙ h."""
         (h,) = state
         i_r, i_z, i_n = i_BG.chunk(3, -1)
         h_r, h_z, h_n = self.recurrent(h).chunk(3, -1)
@@ -93,7 +93,7 @@ class LSTMCell(Cell):
     gates, states = 4, 2
 
     def step(self, i_BG: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """c' = f ⊙ c + i ⊙ g and h' = o ⊙ tanh(c')."""
+        """C' = f ⊙ c + i ⊙ g and h' = o ⊙ tanh(c')."""
         h, c = state
         i, f, g, o = (i_BG + self.recurrent(h)).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -127,7 +127,7 @@ class Stack(nn.Module):
         last = []
         for layer, cell in enumerate(self.cells):
             x_TBI = self.dropout(x_TBI) if layer else x_TBI
-            x_TBI, after = unroll(cell, x_TBI, tuple(part[layer] for part in parts))  # type: ignore[arg-type]
+            x_TBI, after = unroll(cell, x_TBI, tuple(part[layer] for part in parts))  # type: ignore[arg-type, misc]
             last.append(after)
         stacked = tuple(torch.stack(part) for part in zip(*last, strict=True))
         return x_TBI, stacked if len(stacked) > 1 else stacked[0]
@@ -141,16 +141,16 @@ def stack_of(kind: type[Cell]) -> Any:
 class RNN(recurrent.RNN):
     """The Elman network from an explicit cell."""
 
-    layer = staticmethod(stack_of(RNNCell))
+    layer: ClassVar[Any] = staticmethod(stack_of(RNNCell))
 
 
 class GRU(recurrent.GRU):
     """The gated recurrent unit from an explicit cell."""
 
-    layer = staticmethod(stack_of(GRUCell))
+    layer: ClassVar[Any] = staticmethod(stack_of(GRUCell))
 
 
 class LSTM(recurrent.LSTM):
     """Long short-term memory from an explicit cell."""
 
-    layer = staticmethod(stack_of(LSTMCell))
+    layer: ClassVar[Any] = staticmethod(stack_of(LSTMCell))

@@ -72,7 +72,7 @@ class _Keras(Sequence):
         """Inputs of the head (T, B, H) and the state after the last step."""
         x_TB = x_BT.t()
         if self.embedding is None:
-            e_TBE = F.one_hot(x_TB, self.vocab_size).to(self.head.weight.dtype)
+            e_TBE = F.one_hot(x_TB, self.vocab_size).to(next(self.parameters()).dtype)
         else:
             e_TBE = self.embedding(x_TB)
         if self.norm is not None:

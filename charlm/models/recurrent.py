@@ -82,7 +82,7 @@ class _Recurrent(Sequence):
 class RNN(_Recurrent):
     """The Elman network, tanh; with ``identity=True`` every W_hh starts as the identity."""
 
-    layer = nn.RNN
+    layer: ClassVar[Any] = nn.RNN
 
     def __init__(self, vocab_size: int, *sizes: int, identity: bool = False, **options: Any) -> None:
         super().__init__(vocab_size, *sizes, **options)
@@ -96,13 +96,13 @@ class RNN(_Recurrent):
 class GRU(_Recurrent):
     """The gated recurrent unit."""
 
-    layer = nn.GRU
+    layer: ClassVar[Any] = nn.GRU
 
 
 class LSTM(_Recurrent):
     """Long short-term memory; its state is the pair (h, c)."""
 
-    layer = nn.LSTM
+    layer: ClassVar[Any] = nn.LSTM
 
     def start(self, batch_size: int) -> State:
         """Zeros, (h, c), each (layers, B, H)."""

@@ -1,0 +1,239 @@
+"""The ladder's table and command: rows, resuming, figures, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from charlm import ladder
+from charlm.errors import UsageError
+from charlm.ladder_table import difference, numbers, render
+from charlm.lesson import LADDER, STEPS, Entry
+from charlm.models.loops import CharLoop
+from conftest import ROOT
+
+# A made-up text in the place of Nietzsche, small networks, one epoch.
+TINY = ("trainer.max_epochs=1", "+trainer.limit_train_batches=4", "+trainer.limit_val_batches=1")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    text = tmp_path / "text.txt"
+    text.write_text("for those part of queens and then? Is the phi. Try apples\n" * 120)
+    corpus = f"data.corpus={{_target_: charlm.corpus.read, path: {text}}}"
+    return (*TINY, "model.hidden_size=8", "~data.corpus", f"+{corpus}", "data.val=0.3")
+
+
+def run(folder: Path, *arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ladder", f"--folder={folder}", *arguments])
+        ladder.main()
+
+
+def test_every_row_of_the_lesson_is_there_with_its_recipe() -> None:
+    assert {int(entry.row.split(",")[0]) for entry in LADDER} == set(range(1, 21))
+    recipes = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")}
+    assert {entry.experiment for entry in LADDER} == recipes
+    assert len({entry.name for entry in LADDER}) == len({entry.row for entry in LADDER}) == len(LADDER)
+
+
+@pytest.mark.parametrize("entry", LADDER, ids=lambda entry: entry.row)
+def test_each_recipe_fits_its_line(entry: Entry) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [f"experiment={entry.experiment}", *entry.overrides])
+    epochs = entry.epochs or config.trainer.max_epochs
+    if entry.split != STEPS and entry.figures:
+        assert len(entry.figures) == epochs
+    if entry.lesson and "epochs" in entry.lesson and "about" not in entry.lesson:
+        assert str(epochs) in entry.lesson
+    assert entry.leaky == (config.data.split == "random" and config.data.stride < config.data.bptt)
+    assert (config.data.val == 0) == (entry.split != "val")
+    assert config.data.name == "nietzsche"
+    for prompt in entry.next:
+        assert config.data.mode == "streams" or len(prompt) == config.data.bptt
+    if entry.scale != 1:
+        assert entry.scale == config.data.bptt and config.objective.reduction == "sum"
+
+
+def test_rates_follow_the_lesson() -> None:
+    """Epoch by epoch, as the lesson sets them."""
+    rates = {
+        "char3": [1e-2, 1e-3],
+        "char_loop": [1e-2, 1e-3],
+        "char_loop_concat": [1e-3, 1e-4],
+        "char_rnn": [1e-3] * 4 + [1e-4] * 2,
+        "char_seq_rnn": [1e-3] * 4 + [1e-4],
+        "irnn": [1e-2] * 4 + [1e-3] * 4,
+        "stateful_rnn": [1e-3] * 4 + [1e-4] * 4,
+        "stateful_gru": [1e-3] * 6 + [1e-4] * 3,
+        "stateful_gru_cell": [1e-3] * 6 + [1e-4] * 3,
+        "stateful_rnn_cell": [1e-3] * 4,
+        "stateful_lstm": [1e-2] * 2,
+        "keras_stateful_lstm": [1e-3] * 4 + [1e-4] * 8,
+    }
+    from hydra.utils import instantiate
+
+    for name, expected in rates.items():
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("train", [f"experiment={name}"])
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.optimizer.lr)
+        schedule = instantiate(config.schedule.scheduler)
+        schedule = schedule and schedule(optimizer)
+        found = []
+        for _ in range(config.trainer.max_epochs):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if schedule:
+                schedule.step()
+        assert found == pytest.approx(expected), name
+
+
+def test_rows_run_once_and_the_table_keeps_what_it_has(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    folder, page = tmp_path / "runs", tmp_path / "runs/ladder.md"
+    run(folder, "--rows", "2", *tiny)
+    written = folder / "char3/summary.json"
+    before = written.stat().st_mtime_ns
+    run(folder, "--rows", "2,5", *tiny)
+    assert written.stat().st_mtime_ns == before
+    assert "`python train.py experiment=char3 trainer.max_epochs=1 " in page.read_text()
+    record = json.loads((folder / "ladder.json").read_text())
+    assert set(record) == {"2", "5"}
+    with (folder / "char_loop/metrics.csv").open() as file:
+        losses = [float(row["val_nats"]) for row in csv.DictReader(file)]
+    assert record["5"]["ours"] == losses
+    assert [answer[:2] for answer in record["2"]["answers"]] == [["y. ", "T"], ["ppl", "e"], [" th", "e"], ["and", " "]]
+    assert "not run yet" in page.read_text()
+    run(folder, "--rows", "5", *tiny, "seed=1")  # another command: run anew
+    assert json.loads((folder / "char_loop/summary.json").read_text())["seed"] == 1
+
+
+def test_an_unfinished_row_is_run_again(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    (folder / "char_loop/checkpoints").mkdir(parents=True)
+    (folder / "char_loop/metrics.csv").write_text("epoch\n1\n")
+    run(folder, "--rows", "5", *tiny)
+    assert (folder / "char_loop/summary.json").is_file()
+
+
+def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="row 5 ended with status 2: error: .*hidden_size.*: .*char_loop.log"):
+        run(tmp_path, "--rows", "5", "model.hidden_size=0", "data.val=0.2")
+
+
+@pytest.mark.parametrize(("rows", "named"), [("22", "'22'"), ("x", "'x'"), ("", "''"), ("5,,6", "''"), ("0", "'0'")])
+def test_rows_that_are_not_there_are_named(rows: str, named: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no row {named}"):
+        ladder.chosen(rows, False)
+
+
+def test_rows_are_chosen_by_their_number() -> None:
+    assert [entry.row for entry in ladder.chosen("14,9", False)] == ["9", "9, functional", "14", "14, cell"]
+    assert [entry.row for entry in ladder.chosen("16", True)] == ["16, long", "16"]
+    assert len(ladder.chosen(None, False)) == len(LADDER) - 1
+
+
+def test_the_shorter_row_is_read_from_the_longer_run(tmp_path: Path) -> None:
+    short, long = (next(e for e in LADDER if e.row == row) for row in ("16", "16, long"))
+    run = tmp_path / long.name
+    (run / ".hydra").mkdir(parents=True)
+    (run / "summary.json").write_text("{}")
+    (run / ".hydra/overrides.yaml").write_text("".join(f"- {o}\n" for o in [*ladder.command(long, []), "logger=csv"]))
+    assert ladder.find_run(short, tmp_path, []) == run
+    assert ladder.find_run(long, tmp_path, []) == run
+    assert ladder.find_run(short, tmp_path, ["seed=1"]) is None
+    assert ladder.find_run(next(e for e in LADDER if e.row == "15"), tmp_path, []) is None
+
+
+def entry(**options: object) -> Entry:
+    return Entry("5", "s", "char_loop", "val", **{"figures": (2.0, 1.5), **options})
+
+
+@pytest.mark.parametrize(
+    ("ours", "options", "shown"),
+    [
+        ([1.9, 1.4], {}, "-0.100"),
+        ([1.9, 1.53], {}, "+0.030"),
+        ([1.9, 1.54], {}, "**+0.040**"),
+        ([16.0, 12.8], {"scale": 8.0, "figures": (16.0, 12.0)}, "**+0.100**"),
+        ([1.9, 1.7], {"target": 1.6}, "**+0.100**"),
+        ([1.9, 1.7], {"comparable": False}, "–"),
+        ([1.9, 1.7], {"figures": ()}, "–"),
+    ],
+)
+def test_the_difference_is_ours_minus_theirs_per_character(ours: list[float], options: dict, shown: str) -> None:
+    assert difference(entry(**options), ours) == shown
+
+
+def test_long_lists_are_thinned() -> None:
+    assert numbers((1.0, 2.0, 3.0, 4.0), 1) == "1.000, 2.000, 3.000, 4.000"
+    assert numbers([float(i) for i in range(1, 11)], 5, 1) == "1.0, 5.0, 10.0"
+
+
+def test_a_page_without_results_has_every_row() -> None:
+    page = render({})
+    for line in LADDER:
+        assert f"| {line.row} | " in page
+    assert "| 21 | " in page
+    cells = [line.count(" | ") for line in page.splitlines() if line.startswith("| ") and " | " in line]
+    assert len(set(cells[: len(LADDER) + 3])) == 1
+
+
+def test_figures_of_steps_and_penalties(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    steps = [{"train/nats_step": v, "train/penalty": ""} for v in (4, 3, 2, 1)]
+    with (tmp_path / "csv/metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["train/nats_step", "train/penalty"])
+        writer.writeheader()
+        writer.writerows(
+            [*steps, {"train/nats_step": "", "train/penalty": 0.5}, {"train/nats_step": "", "train/penalty": 0.25}]
+        )
+    two = [{"train_nats": "2"}, {"train_nats": "1"}]
+    assert ladder.figures(entry_of(STEPS), tmp_path, two) == [3.0, 1.0]  # the last of each epoch
+    assert ladder.figures(entry_of(STEPS, scale=8.0), tmp_path, two[:1]) == [32.0, 24.0, 16.0, 8.0]
+    assert ladder.figures(entry_of("train", scale=25.0), tmp_path, two) == [50.5, 25.25]
+
+
+def entry_of(split: str, **options: object) -> Entry:
+    return Entry("x", "s", "e", split, **options)
+
+
+def test_the_committed_table_is_made_from_the_committed_figures() -> None:
+    record = json.loads((ROOT / "docs/ladder.json").read_text())
+    assert (ROOT / "docs/ladder.md").read_text(encoding="utf-8") == render(record)
+    assert {entry.row for entry in LADDER if not entry.long} | {"21"} <= set(record)
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_row_and_nothing_is_left_running(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [o for o in tiny if "max_epochs" not in o and "limit_train" not in o]
+    command = [sys.executable, "-m", "charlm.ladder", "--rows", "5", "--folder", str(tmp_path / "r"), *overrides]
+    process = subprocess.Popen(
+        [*command, "trainer.max_epochs=100000"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "r/char_loop/metrics.csv"
+    try:
+        for _ in range(300):
+            time.sleep(0.2)
+            if metrics.is_file():
+                break
+        process.send_signal(2)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and errors.startswith("error: interrupted")
+    size = metrics.stat().st_size
+    time.sleep(2)
+    assert metrics.stat().st_size == size
+
+
+def test_char3_is_the_loop_with_a_window_of_three() -> None:
+    network = CharLoop(5, 4, 6, context=3)
+    assert network(torch.zeros(2, 3, dtype=torch.long))[0].shape == (2, 1, 5)
