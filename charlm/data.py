@@ -111,6 +111,12 @@ class CharDataModule(pl.LightningDataModule):
             if asked and not self.sizes[name]:
                 self.notices.append(f"data.{name}={asked} of {total:,} {unit} comes to none: no {name} split")
 
+        self.leaky = self.random_split and self.stride < self.bptt and self.sizes["train"] < total
+        if self.leaky:
+            self.notices.append(
+                "data.split=random: validation windows overlap training windows, which flatters the loss (leaky); "
+                "use data.split=contiguous for a fair one"
+            )
         extra = [normalise(other.text, lowercase) for other in corpus.extra]
         self.vocab = Vocab.build(
             "".join([text[: self.sizes["train"]] if vocab_from == "train" else text, *extra]),

@@ -97,6 +97,7 @@ def run(config: DictConfig) -> float:
         "model": hydra.runtime.choices.get("model"),
         "corpus": origin["name"],
         "corpus_substituted": bool(substitution),
+        "leaky": data.leaky,
         "corpus_source": corpus.source,
         "corpus_sha256": corpus.sha256,
         "seed": config.seed,

@@ -454,3 +454,18 @@ def test_jitter_is_refused_for_windows():
 def test_a_random_split_is_refused_for_streams():
     with pytest.raises(UsageError, match=r"data\.split=random needs data\.mode=windows"):
         module(split="random")
+
+
+@pytest.mark.parametrize(
+    ("options", "leaky"),
+    [
+        ({"split": "random", "stride": 3}, True),
+        ({"split": "random", "stride": 5}, False),
+        ({"split": "random", "stride": 3, "val": 0.0}, False),
+        ({"split": "contiguous", "stride": 3}, False),
+    ],
+)
+def test_a_random_split_of_overlapping_windows_is_reported_as_leaky(options, leaky):
+    data = module(mode="windows", bptt=5, **options)
+    assert data.leaky == leaky
+    assert any("leaky" in notice for notice in data.notices) == leaky

@@ -21,7 +21,7 @@ FEWER = ("trainer.max_epochs=1", "model.hidden_size=8", "data.batch_size=4", "da
 
 def test_the_two_commands_of_the_issue_stand_in_the_readme() -> None:
     assert "pip install -e . && python train.py model=gru" in COMMANDS
-    assert 'pip install -e ".[dev]" && pytest' in COMMANDS
+    assert 'pip install -e ".[dev,keras]" && pytest' in COMMANDS
 
 
 @pytest.mark.parametrize("command", TRAIN)
