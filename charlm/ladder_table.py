@@ -100,3 +100,18 @@ def oracle(result: dict[str, Any] | None) -> list[str]:
     row[2] = f"`{result['command']}`"
     shown = ", ".join(f"{name} {value:.0e}" for name, value in result["difference"].items())
     return [*row, f"largest difference: {shown}", "", f"{result['minutes']:.1f}", "", ""]
+
+
+def short(results: dict[str, Any]) -> list[str]:
+    """The README's table: last figures only."""
+    lines = [line(["row", "`experiment=`", "system", "the lesson", "ours"]), line(["---"] * 5)]
+    for entry in LADDER:
+        result = results.get(entry.row)
+        if result is None:
+            continue
+        split = "train" if entry.split == STEPS else entry.split
+        lesson = "–" if entry.last is None else f"{split} {entry.last / entry.scale:.3f}"
+        leaky = " (leaky)" if entry.leaky else ""
+        ours = f"{split} {result['ours'][-1] / entry.scale:.3f}{leaky}"
+        lines.append(line([entry.row, f"`{entry.experiment}`", entry.system, lesson, ours]))
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from charlm import ladder
+from charlm.ladder_table import short
 from conftest import ROOT, SMALL, run_train, summary
 
 README = (ROOT / "README.md").read_text()
@@ -27,6 +30,9 @@ def test_the_two_commands_of_the_issue_stand_in_the_readme() -> None:
 @pytest.mark.parametrize("command", TRAIN)
 def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
     arguments = [a for a in shlex.split(command)[2:] if not a.startswith(("trainer.max_epochs", "data.path"))]
+    if "data=mix" in arguments:
+        run_train(*arguments, f"data.paths=[{text_file},{text_file}]", *SMALL[:1], *FEWER, f"hydra.run.dir={tmp_path}")
+        return
     where = [f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep"]
     # The user's own text stands in for the corpora, which may not be there.
     data = [] if "data=text" in arguments else ["data=text"]
@@ -47,6 +53,16 @@ def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: py
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(code.replace("To be, or not to be", "abc").replace("the philosopher", "abc"), {})
+
+
+def test_the_ladders_table_is_made_from_its_record() -> None:
+    record = json.loads((ROOT / "docs/ladder.json").read_text())
+    assert "\n".join(short(record)) in README
+
+
+def test_ladder_commands_name_rows_that_are_there() -> None:
+    commands = re.findall(r"--rows ([\d,]+)", README)
+    assert commands and all(ladder.chosen(rows, False) for rows in commands)
 
 
 def test_every_file_the_readme_names_exists() -> None:

@@ -45,9 +45,13 @@ def describe(settings: dict[str, Any], data: CharDataModule, network: Network, f
     """The header: what is trained, on what, and where it is written."""
     unit = "windows" if settings["data"]["split"] == "random" else "characters"
     sizes = ", ".join(f"{split} {size:,}" for split, size in data.sizes.items() if size)
+    corpus = f"{settings['data']['name']}, {len(data.vocab)} symbols; {sizes} {unit}"
+    if data.extra:
+        beside = " + ".join(f"{len(ids):,}" for ids in data.extra)
+        corpus += f"; beside them {beside} characters, rows {':'.join(map(str, data.shares))}"
     return {
         "model": f"{settings['model']['_target_'].rpartition('.')[2]}, {parameter_count(network):,} parameters",
-        "corpus": f"{settings['data']['name']}, {len(data.vocab)} symbols; {sizes} {unit}",
+        "corpus": corpus,
         "run": str(folder),
     }
 
