@@ -137,7 +137,7 @@ def read(path: str, encoding: str = "utf-8", option: str = "data.path") -> Corpu
     Line ends are kept as they are. `option` is what messages call the path.
     """
     if not path:
-        raise UsageError(f"{option} is empty: give a FILE, FOLDER or GLOB, as in data=text data.path=notes/")
+        raise UsageError(f"{option} is empty: give {option}=FILE, FOLDER or GLOB")
     path, encoding = str(path), str(encoding)  # Hydra reads data.path=2024 as a number
     try:
         where = Path(path).expanduser()
