@@ -96,8 +96,9 @@ class LanguageModel:
         if len(ids) == 0:
             return []
         logits, _ = self.network.every_step(ids.unsqueeze(0))
-        probabilities, best = logits[0].double().softmax(-1)[:, self.vocab.offset :].max(-1)
-        read, predicted = self.vocab.decode(ids.tolist()), self.vocab.decode((best + self.vocab.offset).tolist())
+        best = logits[0, :, self.vocab.offset :].argmax(-1, keepdim=True) + self.vocab.offset
+        probabilities = logits[0].double().softmax(-1).gather(-1, best)[:, 0]
+        read, predicted = self.vocab.decode(ids.tolist()), self.vocab.decode(best[:, 0].tolist())
         return [Prediction(*row) for row in zip(read, predicted, probabilities.tolist(), strict=True)]
 
     def _prompt(self, text: str, unknown: Literal["error", "skip"] = "error") -> Tensor:

@@ -11,12 +11,21 @@ from torch import Tensor, nn
 from charlm.checkpoint import build_network, pack, read
 from charlm.errors import UsageError
 from charlm.models import Network
+from charlm.models.loops import KerasLoop
 from charlm.models.recurrent import GRU, LSTM, RNN
+from charlm.models.scan import ScanReLU, ScanTanh
 from charlm.state import State, detach, map_state, select_rows, where_rows
 from charlm.vocab import Vocab
 from conftest import MODELS, model_spec
 
 V, B, T = 11, 3, 24
+IDENTITY = {
+    "irnn": "recurrent.weight_hh_l0",
+    "keras_loop": "hidden.weight",
+    "keras_rnn": "recurrent.cells.0.weight_hh",
+    "keras_seq_rnn": "recurrent.cells.0.weight_hh",
+    "scan_relu": "W_h",
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -87,15 +96,16 @@ def test_rows_are_independent(network: Network, x_BT: Tensor) -> None:
 
 
 def test_rows_that_have_read_differently_much_go_on_together(network: Network, x_BT: Tensor) -> None:
-    longer, shorter = network(x_BT[:1])[1], network(x_BT[1:2, :2])[1]
-    both = where_rows(torch.tensor([True, False]), pair(longer), pair(shorter))
-    together, _ = network(x_BT[:2, :1], both)
-    torch.testing.assert_close(together[:1], network(x_BT[:1, :1], longer)[0], rtol=0, atol=1e-12)
-    torch.testing.assert_close(together[1:], network(x_BT[1:2, :1], shorter)[0], rtol=0, atol=1e-12)
-
-
-def pair(state: State) -> State:
-    return select_rows(state, torch.tensor([0, 0]))
+    read = [network(x_BT[row : row + 1, :length])[1] for row, length in ((0, 1), (1, T))]
+    states = [*read, network.initial_state(1)]
+    one, two, three = (select_rows(state, torch.tensor([0, 0, 0])) for state in states)
+    mixed = where_rows(
+        torch.tensor([True, False, False]), one, where_rows(torch.tensor([False, True, False]), two, three)
+    )
+    together, _ = network(x_BT[:, :1], mixed)
+    for row, state in enumerate(states):
+        alone, _ = network(x_BT[row : row + 1, :1], state)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
 
 
 def test_no_output_depends_on_a_later_character(network: Network, x_BT: Tensor) -> None:
@@ -154,6 +164,36 @@ def test_recurrent_families_are_pytorchs_layers(family: type[Network], layer: ty
     theirs.load_state_dict(ours.recurrent.state_dict())
     expected = ours.head(theirs(ours.embedding(x_BT))[0])
     torch.testing.assert_close(ours(x_BT)[0], expected)
+
+
+def test_a_short_window_takes_the_last_places_embeddings() -> None:
+    torch.manual_seed(0)
+    network = KerasLoop(V, 4, 6, context=3, own_embeddings=True)
+    tables = network.embedding.weight.view(3, V, 4)
+    first = torch.relu(network.input(tables[1, 5]))
+    expected = network.head(torch.relu(network.input(tables[2, 7])) + torch.relu(network.hidden(first)))
+    torch.testing.assert_close(network(torch.tensor([[5, 7]]))[0][0, 0], expected)
+
+
+@pytest.mark.parametrize(("name", "matrix"), IDENTITY.items())
+def test_hidden_matrices_that_start_as_the_identity(name: str, matrix: str) -> None:
+    network = build_network(model_spec(name), V)
+    assert torch.equal(network.get_parameter(matrix), torch.eye(256))
+
+
+def test_scan_networks_start_as_the_lesson_says() -> None:
+    torch.manual_seed(0)
+    spreads = {  # of N(0, 2 / rows) and N(0, 1 / rows)
+        ScanReLU: {"W_x": 2 / 85, "W_y": 2 / 256},
+        ScanTanh: {"W_x": 1 / 85, "W_h": 1 / 256, "W_y": 1 / 256},
+    }
+    for family, variances in spreads.items():
+        network = family(85, 256)
+        for name, parameter in network.named_parameters():
+            if name in variances:
+                assert parameter.std().item() == pytest.approx(variances[name] ** 0.5, rel=0.03), name
+            elif name != "W_h":
+                assert not parameter.any(), name
 
 
 @pytest.mark.parametrize(("family", "gates"), [(RNN, 1), (GRU, 3), (LSTM, 4)])

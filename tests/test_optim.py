@@ -108,6 +108,8 @@ def test_sgd_moves_each_part_by_its_own_rate_and_decay() -> None:
 def objective(name: str = "mean", l2: float = 0.0) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
     network = ScanTanh(V, 5).double()
+    with torch.no_grad():
+        network.b_h += 1  # a bias that a penalty would show
     x, y = torch.randint(V, (2, 3, 4))
     return (*Objective(name, l2)(network(x)[0], y, network), network, x, y)
 
