@@ -58,7 +58,10 @@ def main() -> None:
     model = language_model.load(path)
     if args.positions is not None:
         print(path, file=sys.stderr)
-        write([table(model.predictions(args.positions, args.unknown))])
+        predictions = model.predictions(args.positions, args.unknown)
+        if not predictions:
+            raise UsageError("--positions: the model never saw any character of this text; give another")
+        write([table(predictions)])
         return
     print(f"{path} · seed {seed}", file=sys.stderr)
     characters = model.stream(
@@ -89,15 +92,24 @@ def write(pieces: Iterable[str]) -> None:
 
 def table(predictions: list["Prediction"]) -> str:
     """Two aligned lines: what was read, and under it what is predicted next with its probability."""
-    visible = str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})
-    columns = [(p.read.translate(visible), f"{p.next.translate(visible)} {p.probability:.2f}") for p in predictions]
-    size = max(1, (shutil.get_terminal_size().columns - len("next  ")) // len("x 0.00  "))
-    blocks = [columns[i : i + size] for i in range(0, len(columns), size)]  # a long text takes several
+    from rich.cells import cell_len  # some characters are two columns wide
+
+    columns = [(visible(p.read), f"{visible(p.next)} {p.probability:.2f}") for p in predictions]
+    width = max(cell_len(cell) for column in columns for cell in column) + 2
+    size = max(1, (shutil.get_terminal_size().columns - len("next  ") + 2) // width)
     lines = []
-    for block in blocks:
-        lines.append("read  " + "  ".join(f"{read:<6}" for read, _ in block).rstrip())
-        lines.append("next  " + "  ".join(cell for _, cell in block) + "\n")
-    return "\n".join(lines)
+    for start in range(0, len(columns), size):  # a long text takes several pairs of lines
+        for name, cells in zip(("read", "next"), zip(*columns[start : start + size], strict=True), strict=True):
+            padded = "".join(cell + " " * (width - cell_len(cell)) for cell in cells)
+            lines.append(f"{name}  {padded}".rstrip() + "\n")
+        lines.append("\n")
+    return "".join(lines[:-1])
+
+
+def visible(character: str) -> str:
+    """A character as one symbol that can be seen."""
+    symbols = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+    return symbols.get(character, character if character.isprintable() else "·")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def python_source() -> Corpus:
 
 def mix(paths: Sequence[str], encoding: str = "utf-8") -> Corpus:
     """Several texts, each as `read` reads it: the first is the main one, the others are its `extra`."""
-    if isinstance(paths, str) or len(paths) < 2:
+    if not isinstance(paths, list | tuple) or len(paths) < 2:
         raise UsageError("data=mix needs two or more texts: data.paths=[FILE,FILE]; the first is the main one")
     corpora = [read(path, encoding, f"data.paths[{i}]") for i, path in enumerate(paths)]
     digest = hashlib.sha256("".join(corpus.sha256 for corpus in corpora).encode()).hexdigest()

@@ -223,7 +223,9 @@ class CharDataModule(pl.LightningDataModule):
             )
         if training and self.extra:
             texts = zip([self.pieces["train"], *self.extra], self.shares, strict=True)
-            return Mix([Streams(*stack(ids.to(device), share), self.bptt) for ids, share in texts], self._epoch)
+            return Mix(
+                [Streams(*stack(ids.to(device), share), self.bptt) for ids, share in texts], self._batches_before
+            )
         x, y = (stack if training else stack_all)(self.pieces[split].to(device), rows)
         return Streams(x, y, self.bptt, jitter=self.jitter if training else 0, rng=self._epoch_rng)
 
@@ -232,6 +234,9 @@ class CharDataModule(pl.LightningDataModule):
 
     def _epoch_rng(self) -> torch.Generator:
         return epoch_rng(self.seed, self._epoch())
+
+    def _batches_before(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch * int(self.trainer.num_training_batches)
 
     def train_dataloader(self) -> Streams | Windows | Mix:
         """One epoch of training batches."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
-import platform
 import re
 import shutil
 import subprocess
@@ -29,7 +29,7 @@ from charlm.ladder_table import render
 from charlm.lesson import LADDER, STEPS, Entry
 
 ROOT = Path(charlm.__file__).parents[1]
-ORACLE = Path("tests/oracle.py")
+ORACLE, ORACLE_ROW = Path("tests/oracle.py"), "21"
 POLL = 0.5  # seconds between two looks at how far a row is
 
 
@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run what is missing, write the table."""
     args = parser().parse_args()
-    entries = chosen(args.rows, args.long)
+    asked = numbers(args.rows)
+    entries = chosen(asked, args.long)
     if not (ROOT / "train.py").is_file():
         raise UsageError(
             f"there is no train.py in {ROOT}: run the ladder from a clone, installed with pip install -e ."
@@ -59,35 +60,46 @@ def main() -> None:
     output = args.output or (args.folder / "ladder.md" if args.overrides else ROOT / "docs/ladder.md")
     output.parent.mkdir(parents=True, exist_ok=True)
     record = output.with_suffix(".json")
-    results: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    results = recorded(record)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console()
     )
     with bar:
-        rows = bar.add_task("rows", total=len(entries) + (args.rows is None or "21" in args.rows.split(",")))
+        rows = bar.add_task("rows", total=len(entries) + (ORACLE_ROW in asked))
         for entry in entries:
             run = find_run(entry, args.folder, args.overrides) or train(entry, args.folder, args.overrides, bar)
             results[entry.row] = measure(entry, run, args.overrides)
             bar.console.print(f"row {entry.row}: {entry.system}", markup=False, highlight=False)
             bar.advance(rows)
             write(output, record, results)
-        if args.rows is None or "21" in args.rows.split(","):
-            results["21"] = oracle()
+        if ORACLE_ROW in asked:
+            results[ORACLE_ROW] = oracle()
             bar.advance(rows)
             write(output, record, results)
     print(f"the table is in {output}")
 
 
-def chosen(rows: str | None, long: bool) -> list[Entry]:
-    """The entries that `rows`, such as "12,14", asks for; all without it. Raises UsageError for others."""
-    asked = None if rows is None else [row.strip() for row in rows.split(",")]
-    known = {entry.row.split(",")[0] for entry in LADDER} | {"21"}
-    for row in asked or []:
-        if row not in known:
-            raise UsageError(f"--rows {rows}: there is no row {row!r}; rows go from 1 to 21")
-    wanted = [entry for entry in LADDER if asked is None or entry.row.split(",")[0] in asked]
-    # The long run first: it holds the short one.
-    return sorted((entry for entry in wanted if long or not entry.long), key=lambda entry: not entry.long)
+def numbers(rows: str | None) -> set[str]:
+    """The row numbers in "12,14"; all without it. Raises UsageError for rows that are not there."""
+    known = {entry.row.split(",")[0] for entry in LADDER} | {ORACLE_ROW}
+    asked = known if rows is None else {row.strip() for row in rows.split(",")}
+    for row in sorted(asked - known):
+        raise UsageError(f"--rows {rows}: there is no row {row!r}; rows go from 1 to 21")
+    return asked
+
+
+def chosen(asked: set[str], long: bool) -> list[Entry]:
+    """The entries of the rows `asked`; the long run, which holds a shorter one, goes first."""
+    wanted = [entry for entry in LADDER if entry.row.split(",")[0] in asked and (long or not entry.long)]
+    return sorted(wanted, key=lambda entry: not entry.long)
+
+
+def recorded(record: Path) -> dict[str, Any]:
+    """The results so far."""
+    try:
+        return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    except ValueError:
+        raise UsageError(f"{record} is damaged: delete it, and the ladder reads the finished runs again") from None
 
 
 def command(entry: Entry, overrides: list[str]) -> list[str]:
@@ -95,11 +107,20 @@ def command(entry: Entry, overrides: list[str]) -> list[str]:
     return [f"experiment={entry.experiment}", *entry.overrides, *overrides]
 
 
+def place(entry: Entry, folder: Path, overrides: list[str]) -> Path:
+    """Where an entry is trained: every command has a folder of its own."""
+    parts = [entry.experiment, *entry.overrides, *overrides]
+    name = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
+    if len(name) > 100:
+        name = f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return folder / name
+
+
 def find_run(entry: Entry, folder: Path, overrides: list[str]) -> Path | None:
     """The folder of a finished run of this entry, or of a longer one that holds it."""
     longer = [e for e in LADDER if entry.epochs and e.long and e.experiment == entry.experiment]
     for candidate in [entry, *longer]:
-        run = folder / candidate.name
+        run = place(candidate, folder, overrides)
         said = run / ".hydra/overrides.yaml"
         wanted = [*command(candidate, overrides), "logger=csv"]
         if (run / "summary.json").is_file() and said.is_file() and OmegaConf.load(said) == wanted:
@@ -108,10 +129,13 @@ def find_run(entry: Entry, folder: Path, overrides: list[str]) -> Path | None:
 
 
 def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Path:
-    """Train an entry in a process of its own; what it prints goes to ``FOLDER/NAME.log``."""
-    run, log = (folder / entry.name).resolve(), (folder / f"{entry.name}.log").resolve()
+    """Train an entry in a process of its own; what it prints goes to a file beside its folder."""
+    run = place(entry, folder, overrides).resolve()
+    log = run.with_name(f"{run.name}.log")
+    if (run / "summary.json").exists():
+        raise UsageError(f"{run} holds a finished run of another command: move it away, or choose another --folder")
     if run.exists():
-        shutil.rmtree(run)  # of a run that was interrupted, or of another command
+        shutil.rmtree(run)  # of a run that was interrupted
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [*command(entry, overrides), "logger=csv", f"hydra.run.dir='{run}'"]
     task = bar.add_task(f"row {entry.row}, epochs", total=None)
@@ -138,7 +162,8 @@ def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Pa
 def epochs_of(run: Path) -> int | None:
     """How many epochs a run is to have, once it knows."""
     config = run / ".hydra/config.yaml"
-    return int(OmegaConf.load(config).trainer.max_epochs) if config.is_file() else None
+    epochs = OmegaConf.select(OmegaConf.load(config), "trainer.max_epochs") if config.is_file() else None
+    return epochs or None  # the file may be half written
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -168,8 +193,7 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
         "answers": answers,
         "by_position": model.score_by_position(text_of(model), entry.by_position) if entry.by_position else [],
         "writes": writing(model) if entry.writes else "",
-        "device": summary["device"],
-        "machine": machine(),
+        "machine": summary.get("machine", summary["device"]),
     }
 
 
@@ -182,9 +206,8 @@ def figures(entry: Entry, run: Path, rows: list[dict[str, str]]) -> list[float]:
         picked = logged if len(rows) == 1 else logged[per_epoch - 1 :: per_epoch]
         return [value * entry.scale for value in picked]
     penalties = [float(row["train/penalty"]) for row in steps if row.get("train/penalty")] or [0.0] * len(rows)
-    split = "train" if entry.split == STEPS else entry.split
-    losses = [float(row[f"{split}_nats"]) for row in rows]
-    return [loss * entry.scale + penalty for loss, penalty in zip(losses, penalties, strict=True)]
+    losses = [float(row[f"{entry.compared}_nats"]) for row in rows]
+    return [(loss * entry.scale + penalty) * entry.factor for loss, penalty in zip(losses, penalties, strict=True)]
 
 
 def text_of(model: charlm.LanguageModel) -> str:
@@ -204,6 +227,10 @@ def writing(model: charlm.LanguageModel) -> str:
 
 def oracle() -> dict[str, Any]:
     """Row 21: the hand-derived gradients against autograd."""
+    import torch
+
+    from charlm.callbacks.terminal import machine
+
     started = time.perf_counter()
     done = subprocess.run([sys.executable, str(ROOT / ORACLE)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -212,21 +239,16 @@ def oracle() -> dict[str, Any]:
         "command": f"python {ORACLE}",
         "difference": json.loads(done.stdout),
         "minutes": (time.perf_counter() - started) / 60,
-        "machine": machine(),
+        "machine": machine(torch.device("cpu")),
     }
 
 
-def machine() -> str:
-    """Where a row was measured."""
-    import torch
-
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
-
-
 def write(output: Path, record: Path, results: dict[str, Any]) -> None:
-    """The table, and the figures it is made of."""
-    record.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    output.write_text(render(results), encoding="utf-8")
+    """The table, and the figures it is made of; an interrupt leaves the old ones whole."""
+    for path, text in ((record, json.dumps(results, indent=1, ensure_ascii=False) + "\n"), (output, render(results))):
+        half = path.with_name(f".{path.name}.tmp")
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from charlm.lesson import LADDER, STEPS, Entry
+from charlm.lesson import LADDER, Entry
 
 TOLERANCE = 0.03  # nats per character
 
@@ -55,7 +55,7 @@ def numbers(values: tuple[float, ...] | list[float], every: int, digits: int = 3
 
 def cells(entry: Entry, result: dict[str, Any] | None) -> list[str]:
     """One line of the table."""
-    split = "train" if entry.split == STEPS else entry.split
+    split = entry.compared
     unit = "" if entry.unit == "nats/char" else f" ({entry.unit})"
     lesson = f"{split} {numbers(entry.figures, entry.every)}{unit}" if entry.figures else entry.lesson
     leaky = "leaky" if entry.leaky else "no" if entry.split == "val" else ""
@@ -109,7 +109,7 @@ def short(results: dict[str, Any]) -> list[str]:
         result = results.get(entry.row)
         if result is None:
             continue
-        split = "train" if entry.split == STEPS else entry.split
+        split = entry.compared
         lesson = "–" if entry.last is None else f"{split} {entry.last / entry.scale:.3f}"
         leaky = " (leaky)" if entry.leaky else ""
         ours = f"{split} {result['ours'][-1] / entry.scale:.3f}{leaky}"

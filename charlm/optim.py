@@ -12,6 +12,7 @@ from torch import Tensor
 from charlm.errors import UsageError
 from charlm.models import Network
 from charlm.options import choice, number
+from charlm.streams import IGNORE
 
 PARTS = ("embedding", "recurrent", "head")
 
@@ -24,6 +25,8 @@ def parameter_groups(network: Network, options: Mapping[str, Mapping[str, float 
     names, numbers below 0, and parts that the network has not got.
     """
     asked: dict[str, dict[str, float]] = {}
+    if not isinstance(options, Mapping):
+        raise UsageError(f"parameter_groups={options} must hold {', '.join(PARTS)}")
     for part, values in options.items():
         choice("parameter_groups", part, PARTS)
         if not isinstance(values, Mapping | None):
@@ -60,7 +63,7 @@ class Objective:
     def __call__(self, logits_BTV: Tensor, y_BT: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
         """What is minimised, the mean in nats per character, and the penalty in it."""
         nats = F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.flatten())
-        loss = nats * y_BT.shape[1] if self.sum else nats
+        loss = nats * (y_BT != IGNORE).sum() / len(y_BT) if self.sum else nats
         if not self.l2:
             return loss, nats, nats.new_zeros(())
         penalty = self.l2 * torch.stack([w.square().sum() for w in network.parameters() if w.dim() > 1]).sum()

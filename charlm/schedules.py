@@ -5,6 +5,8 @@ A schedule of `conf/schedule/` may read ``${schedule.steps_per_epoch}`` when it 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, MultiStepLR
 
@@ -20,18 +22,16 @@ def step(optimizer: Optimizer, epochs: int, at: float | list[float] = 2 / 3, fac
     """
     name, milestones = "schedule.scheduler.at", []
     for value in at if isinstance(at, list) else [at]:
-        if number(name, value) < 1:
-            milestones.append(round(value * epochs))
-        elif int(value) != value:
+        if number(name, value) >= 1 and not isinstance(value, int):
             raise UsageError(f"{name}={value} must be a share of the run below 1, or a whole number of epochs")
-        else:
-            milestones.append(int(value))
+        milestones.append(value if isinstance(value, int) else round(value * epochs))
     return MultiStepLR(optimizer, milestones, factor)
 
 
 def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, eta_min: float = 0.0) -> CosineAnnealingLR:
     """From the full rate down to `eta_min` over `epochs` along half a cosine. Moves at each step."""
-    return CosineAnnealingLR(optimizer, epochs * steps_per_epoch, number("schedule.scheduler.eta_min", eta_min))
+    steps = epochs * whole("schedule.steps_per_epoch", steps_per_epoch, 1)
+    return CosineAnnealingLR(optimizer, steps, number("schedule.scheduler.eta_min", eta_min))
 
 
 def sgdr(
@@ -42,9 +42,20 @@ def sgdr(
     The rate falls from full to `eta_min` over a cycle, then starts again; the first cycle takes
     `cycle_epochs` epochs, each later one `cycle_mult` times as long as the one before. Moves at each step.
     """
-    first = whole("schedule.scheduler.cycle_epochs", cycle_epochs, 1) * steps_per_epoch
+    first = whole("schedule.scheduler.cycle_epochs", cycle_epochs, 1)
+    first *= whole("schedule.steps_per_epoch", steps_per_epoch, 1)
     mult = whole("schedule.scheduler.cycle_mult", cycle_mult, 1)
     return CosineAnnealingWarmRestarts(optimizer, first, mult, number("schedule.scheduler.eta_min", eta_min))
+
+
+MOVES: dict[Any, str] = {step: "epoch", cosine: "step", sgdr: "step"}
+
+
+def check_interval(schedule: Any, interval: str) -> None:
+    """Raise UsageError where one of the schedules above would move at other times than it counts in."""
+    moves = MOVES.get(getattr(schedule, "func", None), interval)  # others count as they like
+    if moves != interval:
+        raise UsageError(f"schedule.interval={interval} does not fit this schedule, which moves at each {moves}")
 
 
 def cycles_begun(schedule: CosineAnnealingWarmRestarts) -> int:

@@ -149,29 +149,29 @@ class Windows:
 class Mix:
     """Streams of several texts side by side (fast.ai's MixIterator): rows of each in every batch.
 
-    An epoch is one pass over the first text. Every text goes on from batch to batch and from epoch to
-    epoch, and begins again, with a fresh state in its rows, after its own last window; the first therefore
-    begins each epoch. Where windows of one batch differ in length (a text's last one may be shorter), the
-    shorter is filled up with targets `IGNORE`.
+    An epoch is one pass over the first text, from its beginning. The others go on from batch to batch and
+    from epoch to epoch, and begin again, with a fresh state in their rows, after their own last window.
+    Where windows of one batch differ in length (a text's last one may be shorter), the shorter is filled
+    up with targets `IGNORE`.
 
-    Arguments: `sources`, without jitter and all of one bptt; `epoch`, called when an epoch starts, gives
-    its number from 0, and with it every text's place.
+    Arguments: `sources`, without jitter and all of one bptt; `before`, called when an epoch starts, gives
+    the number of batches in all epochs before it, and with it every other text's place.
     """
 
-    def __init__(self, sources: list[Streams], epoch: Callable[[], int]) -> None:
-        self.sources, self.epoch = sources, epoch
+    def __init__(self, sources: list[Streams], before: Callable[[], int]) -> None:
+        self.sources, self.before = sources, before
         self.cuts = [list(pairwise(edges(source.x_BL.shape[1], source.bptt))) for source in sources]
 
     def __len__(self) -> int:
         return len(self.sources[0])
 
     def __iter__(self) -> Iterator[Batch]:
-        begin = self.epoch() * len(self)
-        for step in range(begin, begin + len(self)):
-            yield self._batch(step)
+        before = self.before()
+        for step in range(len(self)):
+            main, *others = self.cuts
+            yield self._batch([main[step], *(cuts[(before + step) % len(cuts)] for cuts in others)])
 
-    def _batch(self, step: int) -> Batch:
-        windows = [cuts[step % len(cuts)] for cuts in self.cuts]
+    def _batch(self, windows: list[tuple[int, int]]) -> Batch:
         length = max(end - start for start, end in windows)
         xs, ys, first, padded = [], [], [], 0
         for source, (start, end) in zip(self.sources, windows, strict=True):

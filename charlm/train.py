@@ -29,7 +29,7 @@ from rich.console import Console
 from charlm import checkpoint
 from charlm.callbacks.history import History
 from charlm.callbacks.samples import Samples
-from charlm.callbacks.terminal import Terminal, describe, report
+from charlm.callbacks.terminal import Terminal, describe, machine, report
 from charlm.config import load_corpus, make, save_config
 from charlm.corpus import Corpus
 from charlm.data import CharDataModule
@@ -37,6 +37,7 @@ from charlm.errors import UsageError
 from charlm.module import CharLM, parameter_count
 from charlm.optim import Objective
 from charlm.options import choice, number, whole
+from charlm.schedules import check_interval
 
 
 def run(config: DictConfig) -> float:
@@ -69,7 +70,7 @@ def run(config: DictConfig) -> float:
     if hydra.mode == RunMode.MULTIRUN:
         sweep = Path(hydra.sweep.dir).name
         header = {"job": f"{hydra.job.num}, {' '.join(hydra.overrides.task)}", **header}
-    observers = list((make(config.callbacks) or {}).values())
+    observers = build_callbacks(config.callbacks)
     samples = next((c for c in observers if isinstance(c, Samples)), None)
     history = History(folder)
     best, last = checkpoints(folder / "checkpoints", "val/nats" if validate else "train/nats")
@@ -102,6 +103,7 @@ def run(config: DictConfig) -> float:
         "corpus_sha256": corpus.sha256,
         "seed": config.seed,
         "device": str(trainer.strategy.root_device),
+        "machine": machine(trainer.strategy.root_device),
         "best_checkpoint": relative(best.best_model_path),
         "last_checkpoint": relative(last.best_model_path),
     }
@@ -109,6 +111,15 @@ def run(config: DictConfig) -> float:
     (folder / "summary.json").write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
     report(console, summary)
     return summary["best_val_nats"] if validate else summary["best_train_nats"]
+
+
+def build_callbacks(node: DictConfig) -> list[pl.Callback]:
+    """The observers that ``callbacks`` describes."""
+    made = make(node) or {}
+    for name, callback in made.items():
+        if not isinstance(callback, pl.Callback):
+            raise UsageError(f"callbacks.{name} is not a callback: it needs a _target_")
+    return list(made.values())
 
 
 def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
@@ -122,7 +133,7 @@ def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
 
 def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
     """How many times the optimiser moves in an epoch of `batches` batches under Lightning's limits."""
-    limit = trainer.get("limit_train_batches")
+    limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
     if isinstance(limit, int):
         batches = min(batches, limit)
     elif isinstance(limit, float):
@@ -140,7 +151,8 @@ def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModu
         )
     number("optimizer.lr", config.optimizer.get("lr", 0))
     interval = choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
-    optimizer = make(config.optimizer)
+    optimizer, schedule = make(config.optimizer), make(config.schedule.scheduler)
+    check_interval(schedule, interval)
     if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
     entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
@@ -148,8 +160,8 @@ def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModu
         objective = Objective(**settings["objective"])
     except TypeError as error:
         raise UsageError(f"objective: {error}") from None
-    groups = settings["parameter_groups"]
-    model = CharLM(network, optimizer, make(config.schedule.scheduler), interval, groups, objective, entry)
+    groups = settings["parameter_groups"] or {}
+    model = CharLM(network, optimizer, schedule, interval, groups, objective, entry)
     model.configure_optimizers()  # a refused argument shows now
     return model
 

@@ -181,6 +181,15 @@ def test_batch_normalisation_learns_as_kerass_does(keras: Any) -> None:
     np.testing.assert_allclose((network.norm.running_var - 0.99) * (n - 1) / n + 0.99, variance, atol=1e-6)
 
 
+def test_a_single_character_is_normalised_by_the_running_statistics() -> None:
+    network = shaken(LSTM(V, embedding_size=E, hidden_size=H, batch_norm=True))
+    x = torch.tensor([[3]])
+    expected = network(x)[0]
+    before = network.norm.running_mean.clone()
+    torch.testing.assert_close(network.train()(x)[0], expected)
+    assert torch.equal(network.norm.running_mean, before)
+
+
 @pytest.mark.parametrize(("context", "activation"), [(3, "tanh"), (8, "relu"), (None, "relu")])
 def test_the_functional_models_give_kerass_outputs(keras: Any, context: int | None, activation: str) -> None:
     own = context is not None

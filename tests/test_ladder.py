@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,13 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from charlm import ladder
 from charlm.errors import UsageError
 from charlm.ladder_table import difference, numbers, render
 from charlm.lesson import LADDER, STEPS, Entry
-from charlm.models.loops import CharLoop
-from conftest import ROOT
+from conftest import ROOT, summary
 
 # A made-up text in the place of Nietzsche, small networks, one epoch.
 TINY = ("trainer.max_epochs=1", "+trainer.limit_train_batches=4", "+trainer.limit_val_batches=1")
@@ -41,8 +46,8 @@ def run(folder: Path, *arguments: str) -> None:
 def test_every_row_of_the_lesson_is_there_with_its_recipe() -> None:
     assert {int(entry.row.split(",")[0]) for entry in LADDER} == set(range(1, 21))
     recipes = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")}
-    assert {entry.experiment for entry in LADDER} == recipes
-    assert len({entry.name for entry in LADDER}) == len({entry.row for entry in LADDER}) == len(LADDER)
+    assert {entry.experiment for entry in LADDER} == recipes == set(SETTINGS)
+    assert len({entry.row for entry in LADDER}) == len(LADDER)
 
 
 @pytest.mark.parametrize("entry", LADDER, ids=lambda entry: entry.row)
@@ -57,92 +62,171 @@ def test_each_recipe_fits_its_line(entry: Entry) -> None:
     assert entry.leaky == (config.data.split == "random" and config.data.stride < config.data.bptt)
     assert (config.data.val == 0) == (entry.split != "val")
     assert config.data.name == "nietzsche"
+    for prompt, answer in entry.positions.items():
+        assert len(prompt) == len(answer)
     for prompt in entry.next:
         assert config.data.mode == "streams" or len(prompt) == config.data.bptt
     if entry.scale != 1:
         assert entry.scale == config.data.bptt and config.objective.reduction == "sum"
 
 
-def test_rates_follow_the_lesson() -> None:
-    """Epoch by epoch, as the lesson sets them."""
-    rates = {
-        "char3": [1e-2, 1e-3],
-        "char_loop": [1e-2, 1e-3],
-        "char_loop_concat": [1e-3, 1e-4],
-        "char_rnn": [1e-3] * 4 + [1e-4] * 2,
-        "char_seq_rnn": [1e-3] * 4 + [1e-4],
-        "irnn": [1e-2] * 4 + [1e-3] * 4,
-        "stateful_rnn": [1e-3] * 4 + [1e-4] * 4,
-        "stateful_gru": [1e-3] * 6 + [1e-4] * 3,
-        "stateful_gru_cell": [1e-3] * 6 + [1e-4] * 3,
-        "stateful_rnn_cell": [1e-3] * 4,
-        "stateful_lstm": [1e-2] * 2,
-        "keras_stateful_lstm": [1e-3] * 4 + [1e-4] * 8,
-    }
-    from hydra.utils import instantiate
+# The lesson's settings, written down once more: batch size, window, stride (0: streams), rates by epoch.
+SETTINGS = {
+    "keras_char3": (64, 3, 3, [1e-3] * 4),
+    "char3": (512, 3, 3, [1e-2, 1e-3]),
+    "keras_loop": (64, 8, 8, [1e-3] * 12),
+    "keras_rnn": (64, 8, 8, [1e-3] * 8),
+    "char_loop": (512, 8, 1, [1e-2, 1e-3]),
+    "char_loop_concat": (512, 8, 1, [1e-3, 1e-4]),
+    "char_rnn": (512, 8, 1, [1e-3] * 4 + [1e-4] * 2),
+    "char_seq_rnn": (512, 8, 8, [1e-3] * 4 + [1e-4]),
+    "keras_seq_rnn": (64, 8, 8, [1e-3] * 8),
+    "keras_seq_loop": (64, 8, 8, [1e-3] * 12),
+    "irnn": (512, 8, 8, [1e-2] * 4 + [1e-3] * 4),
+    "keras_one_hot": (64, 8, 8, [1e-3] * 8),
+    "stateful_rnn": (64, 8, 0, [1e-3] * 4 + [1e-4] * 4),
+    "stateful_rnn_cell": (64, 8, 0, [1e-3] * 4),
+    "stateful_gru": (64, 8, 0, [1e-3] * 6 + [1e-4] * 3),
+    "stateful_gru_cell": (64, 8, 0, [1e-3] * 6 + [1e-4] * 3),
+    "stateful_lstm": (64, 8, 0, [1e-2] * 2),
+    "stateful_lstm_sgdr": (64, 8, 0, None),
+    "keras_stateful_lstm": (64, 8, 0, [1e-3] * 4 + [1e-4] * 8),
+    "writer": (64, 8, 0, [1e-3] * 13),
+    "scan_relu": (1, 8, 8, [1e-2]),
+    "scan_tanh": (1, 25, 25, [1e-2] * 10),
+}
+MORE = {  # what else differs from the defaults
+    "stateful_lstm": {
+        "optimizer.weight_decay": 1e-5,
+        "model.hidden_size": 512,
+        "model.layers": 2,
+        "model.dropout": 0.5,
+    },
+    "stateful_lstm_sgdr": {
+        "optimizer.weight_decay": 1e-5,
+        "model.hidden_size": 512,
+        "schedule.scheduler.cycle_mult": 2,
+    },
+    "keras_one_hot": {"model.embedding_size": None},
+    "scan_relu": {"data.shuffle": False, "objective.reduction": "sum"},
+    "scan_tanh": {
+        "data.shuffle": False,
+        "data.train": 1000,
+        "objective.l2": 0.01,
+        "trainer.gradient_clip_val": 5.0,
+        "trainer.gradient_clip_algorithm": "value",
+        "model.hidden_size": 100,
+    },
+}
 
-    for name, expected in rates.items():
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("train", [f"experiment={name}"])
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.optimizer.lr)
-        schedule = instantiate(config.schedule.scheduler)
-        schedule = schedule and schedule(optimizer)
-        found = []
-        for _ in range(config.trainer.max_epochs):
-            found.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            if schedule:
-                schedule.step()
-        assert found == pytest.approx(expected), name
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_recipe_has_the_lessons_settings(name: str) -> None:
+    batch_size, bptt, stride, rates = SETTINGS[name]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [f"experiment={name}"])
+    streams = config.data.mode == "streams"
+    assert (config.data.batch_size, config.data.bptt, 0 if streams else config.data.stride) == (
+        batch_size,
+        bptt,
+        stride,
+    )
+    assert config.optimizer._target_ == ("torch.optim.SGD" if "scan" in name else "torch.optim.Adam")
+    assert config.data.lowercase == (config.data.min_freq == 3) == (name.startswith("stateful"))
+    for key, value in MORE.get(name, {}).items():
+        assert OmegaConf.select(config, key) == value, key
+    if rates is None:
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.optimizer.lr)
+    schedule = instantiate(config.schedule.scheduler)
+    schedule = schedule and schedule(optimizer)
+    found = []
+    for _ in range(config.trainer.max_epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if schedule:
+            schedule.step()
+    assert found == pytest.approx(rates)
 
 
 def test_rows_run_once_and_the_table_keeps_what_it_has(tiny: tuple[str, ...], tmp_path: Path) -> None:
     folder, page = tmp_path / "runs", tmp_path / "runs/ladder.md"
     run(folder, "--rows", "2", *tiny)
-    written = folder / "char3/summary.json"
+    entry = LADDER[1]
+    written = ladder.place(entry, folder, list(tiny)) / "summary.json"
     before = written.stat().st_mtime_ns
     run(folder, "--rows", "2,5", *tiny)
     assert written.stat().st_mtime_ns == before
     assert "`python train.py experiment=char3 trainer.max_epochs=1 " in page.read_text()
     record = json.loads((folder / "ladder.json").read_text())
     assert set(record) == {"2", "5"}
-    with (folder / "char_loop/metrics.csv").open() as file:
+    loop = ladder.place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
+    with (loop / "metrics.csv").open() as file:
         losses = [float(row["val_nats"]) for row in csv.DictReader(file)]
     assert record["5"]["ours"] == losses
     assert [answer[:2] for answer in record["2"]["answers"]] == [["y. ", "T"], ["ppl", "e"], [" th", "e"], ["and", " "]]
     assert "not run yet" in page.read_text()
-    run(folder, "--rows", "5", *tiny, "seed=1")  # another command: run anew
-    assert json.loads((folder / "char_loop/summary.json").read_text())["seed"] == 1
+    assert record["5"]["machine"] == summary(loop)["machine"]
+    assert "threads, torch" in page.read_text()
+    run(folder, "--rows", "5", *tiny, "seed=1")  # another command has a folder of its own
+    assert (loop / "summary.json").is_file()
+    assert summary(ladder.place(next(e for e in LADDER if e.row == "5"), folder, [*tiny, "seed=1"]))["seed"] == 1
 
 
-def test_an_unfinished_row_is_run_again(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_unfinished_row_is_run_again_and_a_finished_one_never_deleted(tiny: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "runs"
-    (folder / "char_loop/checkpoints").mkdir(parents=True)
-    (folder / "char_loop/metrics.csv").write_text("epoch\n1\n")
+    place = ladder.place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
+    (place / "checkpoints").mkdir(parents=True)
+    (place / "metrics.csv").write_text("epoch\n1\n")
     run(folder, "--rows", "5", *tiny)
-    assert (folder / "char_loop/summary.json").is_file()
+    assert (place / "summary.json").is_file()
+    (place / ".hydra/overrides.yaml").write_text("- experiment=other\n")
+    with pytest.raises(UsageError, match="holds a finished run of another command"):
+        run(folder, "--rows", "5", *tiny)
+    assert (place / "summary.json").is_file()
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ladder.json").write_text("{")
+    with pytest.raises(UsageError, match="ladder.json is damaged: delete it"):
+        run(tmp_path, "--rows", "5", "seed=1")
+
+
+@pytest.mark.parametrize("rows", ["21", "21 ,5", "5, 21"])
+def test_the_oracle_is_a_row(rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = {"command": "c", "difference": {"RNN": 1e-16}, "minutes": 0.1, "machine": "m"}
+    monkeypatch.setattr(ladder, "oracle", lambda: result)
+    monkeypatch.setattr(ladder, "chosen", lambda asked, long: [])
+    run(tmp_path, "--rows", rows, f"--output={tmp_path}/t.md")
+    assert json.loads((tmp_path / "t.json").read_text()) == {"21": result}
+    assert "largest difference: RNN 1e-16" in (tmp_path / "t.md").read_text()
 
 
 def test_a_row_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="row 5 ended with status 2: error: .*hidden_size.*: .*char_loop.log"):
+    with pytest.raises(UsageError, match="row 5 ended with status 2: error: .*hidden_size.*: .*char_loop.*log"):
         run(tmp_path, "--rows", "5", "model.hidden_size=0", "data.val=0.2")
 
 
 @pytest.mark.parametrize(("rows", "named"), [("22", "'22'"), ("x", "'x'"), ("", "''"), ("5,,6", "''"), ("0", "'0'")])
 def test_rows_that_are_not_there_are_named(rows: str, named: str) -> None:
     with pytest.raises(UsageError, match=f"there is no row {named}"):
-        ladder.chosen(rows, False)
+        ladder.numbers(rows)
 
 
 def test_rows_are_chosen_by_their_number() -> None:
-    assert [entry.row for entry in ladder.chosen("14,9", False)] == ["9", "9, functional", "14", "14, cell"]
-    assert [entry.row for entry in ladder.chosen("16", True)] == ["16, long", "16"]
-    assert len(ladder.chosen(None, False)) == len(LADDER) - 1
+    assert [entry.row for entry in ladder.chosen(ladder.numbers("14, 9"), False)] == [
+        "9",
+        "9, functional",
+        "14",
+        "14, cell",
+    ]
+    assert [entry.row for entry in ladder.chosen({"16"}, True)] == ["16, long", "16"]
+    assert len(ladder.chosen(ladder.numbers(None), False)) == len(LADDER) - 1
 
 
 def test_the_shorter_row_is_read_from_the_longer_run(tmp_path: Path) -> None:
     short, long = (next(e for e in LADDER if e.row == row) for row in ("16", "16, long"))
-    run = tmp_path / long.name
+    run = ladder.place(long, tmp_path, [])
     (run / ".hydra").mkdir(parents=True)
     (run / "summary.json").write_text("{}")
     (run / ".hydra/overrides.yaml").write_text("".join(f"- {o}\n" for o in [*ladder.command(long, []), "logger=csv"]))
@@ -215,25 +299,29 @@ def test_the_committed_table_is_made_from_the_committed_figures() -> None:
 def test_an_interrupt_stops_the_row_and_nothing_is_left_running(tiny: tuple[str, ...], tmp_path: Path) -> None:
     overrides = [o for o in tiny if "max_epochs" not in o and "limit_train" not in o]
     command = [sys.executable, "-m", "charlm.ladder", "--rows", "5", "--folder", str(tmp_path / "r"), *overrides]
-    process = subprocess.Popen(
-        [*command, "trainer.max_epochs=100000"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    started = subprocess.Popen(
+        [*command, "trainer.max_epochs=100000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs, such as this test run may be, ignore interrupts.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    metrics = tmp_path / "r/char_loop/metrics.csv"
-    try:
-        for _ in range(300):
-            time.sleep(0.2)
-            if metrics.is_file():
-                break
-        process.send_signal(2)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130 and errors.startswith("error: interrupted")
-    size = metrics.stat().st_size
-    time.sleep(2)
-    assert metrics.stat().st_size == size
-
-
-def test_char3_is_the_loop_with_a_window_of_three() -> None:
-    network = CharLoop(5, 4, 6, context=3)
-    assert network(torch.zeros(2, 3, dtype=torch.long))[0].shape == (2, 1, 5)
+    row = next(e for e in LADDER if e.row == "5")
+    metrics = ladder.place(row, tmp_path / "r", [*overrides, "trainer.max_epochs=100000"]) / "metrics.csv"
+    with started as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not metrics.is_file() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 130 and errors.startswith("error: interrupted")
+            size = metrics.stat().st_size
+            time.sleep(2)
+            assert metrics.stat().st_size == size
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -55,9 +55,9 @@ def test_the_carried_losses_are_those_of_each_text_read_unbroken(family: type[Ne
     for x, y in columns:
         logits, _ = network(x.long())
         unbroken.append(F.cross_entropy(logits.transpose(1, 2), y.long(), reduction="none").float())
-    place = [0, 0]
+    place, batches = [0, 0], len(data.train_dataloader())
     for epoch in range(3):
-        data._epoch = lambda epoch=epoch: epoch
+        data._batches_before = lambda before=epoch * batches: before
         for i, batch in enumerate(data.train_dataloader()):
             expected = []
             for source, rows in enumerate((slice(0, 3), slice(3, 4))):
@@ -78,7 +78,8 @@ def test_the_vocabulary_holds_every_text_and_only_the_main_one_is_validated() ->
     assert "0" in module(MAIN, EXTRA, vocab_from="train").vocab.chars
 
 
-def test_training_goes_on_where_it_was_from_epoch_to_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [1.0, 0.5, 3])
+def test_training_goes_on_where_it_was_from_epoch_to_epoch(tmp_path: Path, limit: float) -> None:
     data = module(MAIN, EXTRA * 40)
     seen: list[Tensor] = []
 
@@ -88,7 +89,7 @@ def test_training_goes_on_where_it_was_from_epoch_to_epoch(tmp_path: Path) -> No
             return super().training_step(batch, batch_idx)
 
     lm = Watched(GRU(len(data.vocab), 6, 8), functools.partial(torch.optim.Adam, lr=1e-2))
-    trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(lm, datamodule=data)
+    trainer(tmp_path, max_epochs=3, limit_val_batches=0, limit_train_batches=limit).fit(lm, datamodule=data)
     whole = stack(data.extra[0], 1)[0][0].long()
     read = torch.cat(seen)
     assert torch.equal(read, whole[: len(read)])
@@ -116,7 +117,7 @@ def test_a_ratio_for_one_text_is_refused() -> None:
         CharDataModule(Corpus(MAIN, "made up", "0" * 64), ratio=[3, 1])
 
 
-@pytest.mark.parametrize("paths", [[], ["one.txt"], "one.txt"])
+@pytest.mark.parametrize("paths", [[], ["one.txt"], "one.txt", 3, None, {"a": 1, "b": 2}])
 def test_one_text_is_no_mix(paths: object) -> None:
     with pytest.raises(UsageError, match="data=mix needs two or more texts: data.paths="):
         mix(paths)

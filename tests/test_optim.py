@@ -149,6 +149,15 @@ def test_padded_targets_do_not_count() -> None:
     assert module.train_nats.count == 6
 
 
+def test_the_sum_is_over_real_targets_only() -> None:
+    torch.manual_seed(0)
+    network = ScanTanh(V, 5).double()
+    x, y = torch.randint(V, (2, 3, 4))
+    y[0, 2:] = IGNORE
+    by_row = F.cross_entropy(network(x)[0].flatten(0, 1), y.flatten(), reduction="none").view(3, 4).sum(1)
+    assert Objective("sum")(network(x)[0], y, network)[0].item() == pytest.approx(by_row.mean().item())
+
+
 def test_an_untrained_scan_network_costs_25_uniform_guesses_and_its_penalty(text: str) -> None:
     torch.manual_seed(0)
     D = 98

@@ -35,8 +35,9 @@ def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
         return
     where = [f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep"]
     # The user's own text stands in for the corpora, which may not be there.
-    data = [] if "data=text" in arguments else ["data=text"]
-    data += ["++data.val=200", f"data.path={text_file}"]
+    corpus = ["~data.corpus", f"+data.corpus={{_target_: charlm.corpus.read, path: {text_file}}}"]
+    data = [f"data.path={text_file}"] if "data=text" in arguments else corpus
+    data += ["++data.val=200"]
     run_train(*arguments, *data, *SMALL[:1], *FEWER, *where)
     assert list(tmp_path.glob("**/best.ckpt"))
 
@@ -62,7 +63,7 @@ def test_the_ladders_table_is_made_from_its_record() -> None:
 
 def test_ladder_commands_name_rows_that_are_there() -> None:
     commands = re.findall(r"--rows ([\d,]+)", README)
-    assert commands and all(ladder.chosen(rows, False) for rows in commands)
+    assert commands and all(ladder.numbers(rows) for rows in commands)
 
 
 def test_every_file_the_readme_names_exists() -> None:

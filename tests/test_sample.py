@@ -114,6 +114,27 @@ def test_positions_need_a_text_and_no_prompt(folder: Path, arguments: tuple[str,
     assert outcome.err.startswith("error: --positions needs a text")
 
 
+def test_positions_stay_aligned_whatever_the_characters() -> None:
+    from rich.cells import cell_len
+
+    import sample as program
+    from charlm.language_model import Prediction
+
+    rows = [Prediction(read, following, 0.5) for read, following in ("a世", "世a", "\x1bb", "b\u2028", "é\t")]
+    read, following, rest = program.table(rows).split("\n")
+    assert rest == ""
+    assert [cell.split()[0] for cell in (read[6:].split())] == ["a", "世", "·", "b", "é"]
+    for line in (read, following):
+        starts = [cell_len(line[: line.index(symbol, 6)]) for symbol in ("世", "b")]
+        assert all((start - 6) % 9 == 0 for start in starts), line
+    assert "·" in following and "⇥" in following
+
+
+def test_positions_of_unknown_characters_only_say_so(folder: Path) -> None:
+    outcome = sample(folder, "--positions", "🙂", "--unknown", "skip")
+    assert outcome.status == 2 and outcome.err.splitlines()[-1].startswith("error: --positions: the model never saw")
+
+
 def test_positions_name_what_the_model_never_saw(folder: Path) -> None:
     assert sample(folder, "--positions", "a🙂").status == 2
     assert sample(folder, "--positions", "a🙂", "--unknown", "skip").status == 0

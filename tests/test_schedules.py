@@ -81,7 +81,7 @@ def test_cycles_are_counted(cycle: int, mult: int, ends: list[int]) -> None:
         (2 / 3, [1] * 6 + [0.1] * 3),
         (0.6667, [1] * 6 + [0.1] * 3),
         (4, [1] * 4 + [0.1] * 5),
-        (6.0, [1] * 6 + [0.1] * 3),
+        (0, [0.1] * 9),
         ([2, 5], [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01]),
         ([0.5, 8], [1] * 4 + [0.1] * 4 + [0.01]),
     ],
@@ -99,6 +99,9 @@ def test_cosine_falls_at_every_step_to_its_end() -> None:
     ("make", "named"),
     [
         (lambda: step(optimizer(), 9, 1.5), "schedule.scheduler.at=1.5"),
+        (lambda: step(optimizer(), 9, 1.0), "schedule.scheduler.at=1.0"),
+        (lambda: cosine(optimizer(), 9, 0), "schedule.steps_per_epoch=0"),
+        (lambda: sgdr(optimizer(), "x"), "schedule.steps_per_epoch=x"),
         (lambda: step(optimizer(), 9, -1), "schedule.scheduler.at=-1"),
         (lambda: step(optimizer(), 9, ["x"]), "schedule.scheduler.at=x"),
         (lambda: sgdr(optimizer(), 9, 0), "schedule.scheduler.cycle_epochs=0"),
@@ -122,15 +125,16 @@ def test_values_that_cannot_be_are_named(make: object, named: str) -> None:
         ({"limit_train_batches": 99}, 10),
         ({"limit_train_batches": 1.0}, 10),
         ({"limit_train_batches": None}, 10),
+        ({"overfit_batches": 2}, 2),
         ({"accumulate_grad_batches": 4}, 3),
         ({"accumulate_grad_batches": 3, "limit_train_batches": 7}, 3),
     ],
 )
 def test_steps_an_epoch_are_lightnings(settings: dict, expected: int, text: str, tmp_path: Path) -> None:
     assert steps_per_epoch(settings, 10) == expected
-    data = data_module(text[:333], val=0.0, batch_size=4, bptt=8)
+    data = data_module(text[:400], val=0.2, batch_size=4, bptt=8)
     lightning = {k: v for k, v in settings.items() if v is not None}
-    run = trainer(tmp_path, max_epochs=2, limit_val_batches=0, **lightning)
+    run = trainer(tmp_path, max_epochs=2, **lightning)
     run.fit(char_lm(GRU(len(data.vocab), 4, 6)), datamodule=data)
     assert run.global_step == 2 * steps_per_epoch(settings, len(data.train_dataloader()))
 

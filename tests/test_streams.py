@@ -339,7 +339,7 @@ def test_a_mixed_batch_has_the_asked_ratio_and_every_stream_is_unbroken(
     rows = [share for share, _ in sources]
     texts, streams = mixed([share * columns + 1 for share, columns in sources], rows, bptt)
     now = [0]
-    loader = Mix(streams, lambda: now[0])
+    loader = Mix(streams, lambda: now[0] * len(streams[0]))
     read: list[list[list[tuple[int, int]]]] = [[[] for _ in range(share)] for share in rows]
     for now[0] in range(epochs):
         batches = list(loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import signal
@@ -280,9 +281,15 @@ def test_the_program_prints_no_warning_and_no_tip(text_file: Path, tmp_path: Pat
 def test_an_interrupt_ends_with_130_and_one_line(text_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *SMALL, "trainer.max_epochs=100000", "data=text", f"data.path={text_file}"]
     with subprocess.Popen(
-        [*command, f"hydra.run.dir={tmp_path}/run"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, f"hydra.run.dir={tmp_path}/run"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, such as this test run may be, ignore interrupts.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (tmp_path / "run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

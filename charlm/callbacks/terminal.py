@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import shlex
 import time
 from pathlib import Path
@@ -29,6 +30,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def device_name(device: torch.device) -> str:
+    """What computes: the GPU's name, or how many threads of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def machine(device: torch.device) -> str:
+    """What a measurement depends on."""
+    return f"{platform.machine()} {device_name(device)}, torch {torch.__version__.partition('+')[0]}"
 
 
 def facts(rows: dict[str, str], title: str | None = None) -> Table:
@@ -91,10 +102,7 @@ class Terminal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the header and start the bar."""
-        device = trainer.strategy.root_device
-        name = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        )
+        name = device_name(trainer.strategy.root_device)
         self.console.print(facts({**self.header, "device": name}), "")
         if not self.console.is_terminal:
             return

@@ -51,7 +51,8 @@ class _Keras(Sequence):
     ) -> None:
         super().__init__(context)
         check_sizes(vocab_size=vocab_size, hidden_size=hidden_size, layers=layers)
-        check_sizes(embedding_size=embedding_size or 1, dense_size=dense_size or 1)
+        optional = {"embedding_size": embedding_size, "dense_size": dense_size}
+        check_sizes(**{name: size for name, size in optional.items() if size is not None})
         check_probabilities(dropout=dropout)
         check_flags(batch_norm=batch_norm)
         self.vocab_size = vocab_size
@@ -76,12 +77,19 @@ class _Keras(Sequence):
         else:
             e_TBE = self.embedding(x_TB)
         if self.norm is not None:
-            e_TBE = self.norm(e_TBE.flatten(0, 1)).view_as(e_TBE)  # over the batch and time, as Keras does
+            e_TBE = self.normalise(e_TBE.flatten(0, 1)).view_as(e_TBE)  # over the batch and time, as Keras does
         h_TBH, state = self.recurrent(e_TBE, state)
         h_TBH = self.dropout(h_TBH)
         if self.dense is not None:
             h_TBH = self.dropout(torch.relu(self.dense(h_TBH)))
         return h_TBH, state
+
+    def normalise(self, e_NE: Tensor) -> Tensor:
+        """Batch normalisation; a single row, which has no variance, by the running statistics."""
+        assert self.norm is not None
+        norm, training = self.norm, self.training and len(e_NE) > 1
+        statistics = norm.running_mean, norm.running_var
+        return F.batch_norm(e_NE, *statistics, norm.weight, norm.bias, training, norm.momentum or 0.0, norm.eps)
 
     def start(self, batch_size: int) -> State:
         """Zeros, (layers, B, H)."""
