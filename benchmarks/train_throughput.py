@@ -32,10 +32,10 @@ def bare(overrides: list[str]) -> dict[str, float]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from charlm.build import build_data
     from charlm.checkpoint import build_network
     from charlm.state import State, detach
     from charlm.streams import IGNORE, Streams
-    from charlm.train import build_data
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides)

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charlm.corpus import Corpus
-from charlm.data import CharDataModule, split_sizes
+from charlm.data import CharDataModule
 from charlm.errors import UsageError
+from charlm.splits import split_sizes
 from charlm.streams import IGNORE
 
 LINE = "".join(chr(0x4E00 + i) for i in range(1000))  # all different and sorted: an id is a position

@@ -19,10 +19,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from charlm import ladder
 from charlm.errors import UsageError
-from charlm.ladder_table import difference, numbers, render
-from charlm.lesson import LADDER, STEPS, Entry
+from charlm.ladder import __main__ as ladder
+from charlm.ladder.lesson import LADDER, STEPS, Entry
+from charlm.ladder.measure import figures
+from charlm.ladder.runs import command, find_run, place
+from charlm.ladder.table import difference, numbers, render
 from conftest import ROOT, summary
 
 # A made-up text in the place of Nietzsche, small networks, one epoch.
@@ -153,14 +155,14 @@ def test_rows_run_once_and_the_table_keeps_what_it_has(tiny: tuple[str, ...], tm
     folder, page = tmp_path / "runs", tmp_path / "runs/ladder.md"
     run(folder, "--rows", "2", *tiny)
     entry = LADDER[1]
-    written = ladder.place(entry, folder, list(tiny)) / "summary.json"
+    written = place(entry, folder, list(tiny)) / "summary.json"
     before = written.stat().st_mtime_ns
     run(folder, "--rows", "2,5", *tiny)
     assert written.stat().st_mtime_ns == before
     assert "`python train.py experiment=char3 trainer.max_epochs=1 " in page.read_text()
     record = json.loads((folder / "ladder.json").read_text())
     assert set(record) == {"2", "5"}
-    loop = ladder.place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
+    loop = place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
     with (loop / "metrics.csv").open() as file:
         losses = [float(row["val_nats"]) for row in csv.DictReader(file)]
     assert record["5"]["ours"] == losses
@@ -170,20 +172,20 @@ def test_rows_run_once_and_the_table_keeps_what_it_has(tiny: tuple[str, ...], tm
     assert "threads, torch" in page.read_text()
     run(folder, "--rows", "5", *tiny, "seed=1")  # another command has a folder of its own
     assert (loop / "summary.json").is_file()
-    assert summary(ladder.place(next(e for e in LADDER if e.row == "5"), folder, [*tiny, "seed=1"]))["seed"] == 1
+    assert summary(place(next(e for e in LADDER if e.row == "5"), folder, [*tiny, "seed=1"]))["seed"] == 1
 
 
 def test_an_unfinished_row_is_run_again_and_a_finished_one_never_deleted(tiny: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "runs"
-    place = ladder.place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
-    (place / "checkpoints").mkdir(parents=True)
-    (place / "metrics.csv").write_text("epoch\n1\n")
+    row = place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
+    (row / "checkpoints").mkdir(parents=True)
+    (row / "metrics.csv").write_text("epoch\n1\n")
     run(folder, "--rows", "5", *tiny)
-    assert (place / "summary.json").is_file()
-    (place / ".hydra/overrides.yaml").write_text("- experiment=other\n")
+    assert (row / "summary.json").is_file()
+    (row / ".hydra/overrides.yaml").write_text("- experiment=other\n")
     with pytest.raises(UsageError, match="holds a finished run of another command"):
         run(folder, "--rows", "5", *tiny)
-    assert (place / "summary.json").is_file()
+    assert (row / "summary.json").is_file()
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -226,14 +228,14 @@ def test_rows_are_chosen_by_their_number() -> None:
 
 def test_the_shorter_row_is_read_from_the_longer_run(tmp_path: Path) -> None:
     short, long = (next(e for e in LADDER if e.row == row) for row in ("16", "16, long"))
-    run = ladder.place(long, tmp_path, [])
+    run = place(long, tmp_path, [])
     (run / ".hydra").mkdir(parents=True)
     (run / "summary.json").write_text("{}")
-    (run / ".hydra/overrides.yaml").write_text("".join(f"- {o}\n" for o in [*ladder.command(long, []), "logger=csv"]))
-    assert ladder.find_run(short, tmp_path, []) == run
-    assert ladder.find_run(long, tmp_path, []) == run
-    assert ladder.find_run(short, tmp_path, ["seed=1"]) is None
-    assert ladder.find_run(next(e for e in LADDER if e.row == "15"), tmp_path, []) is None
+    (run / ".hydra/overrides.yaml").write_text("".join(f"- {o}\n" for o in [*command(long, []), "logger=csv"]))
+    assert find_run(short, tmp_path, []) == run
+    assert find_run(long, tmp_path, []) == run
+    assert find_run(short, tmp_path, ["seed=1"]) is None
+    assert find_run(next(e for e in LADDER if e.row == "15"), tmp_path, []) is None
 
 
 def entry(**options: object) -> Entry:
@@ -280,9 +282,9 @@ def test_figures_of_steps_and_penalties(tmp_path: Path) -> None:
             [*steps, {"train/nats_step": "", "train/penalty": 0.5}, {"train/nats_step": "", "train/penalty": 0.25}]
         )
     two = [{"train_nats": "2"}, {"train_nats": "1"}]
-    assert ladder.figures(entry_of(STEPS), tmp_path, two) == [3.0, 1.0]  # the last of each epoch
-    assert ladder.figures(entry_of(STEPS, scale=8.0), tmp_path, two[:1]) == [32.0, 24.0, 16.0, 8.0]
-    assert ladder.figures(entry_of("train", scale=25.0), tmp_path, two) == [50.5, 25.25]
+    assert figures(entry_of(STEPS), tmp_path, two) == [3.0, 1.0]  # the last of each epoch
+    assert figures(entry_of(STEPS, scale=8.0), tmp_path, two[:1]) == [32.0, 24.0, 16.0, 8.0]
+    assert figures(entry_of("train", scale=25.0), tmp_path, two) == [50.5, 25.25]
 
 
 def entry_of(split: str, **options: object) -> Entry:
@@ -310,7 +312,7 @@ def test_an_interrupt_stops_the_row_and_nothing_is_left_running(tiny: tuple[str,
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     row = next(e for e in LADDER if e.row == "5")
-    metrics = ladder.place(row, tmp_path / "r", [*overrides, "trainer.max_epochs=100000"]) / "metrics.csv"
+    metrics = place(row, tmp_path / "r", [*overrides, "trainer.max_epochs=100000"]) / "metrics.csv"
     with started as process:
         try:
             deadline = time.monotonic() + 120

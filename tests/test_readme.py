@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from charlm import ladder
-from charlm.ladder_table import short
+from charlm.ladder import __main__ as ladder
+from charlm.ladder.table import short
 from conftest import ROOT, SMALL, run_train, summary
 
 README = (ROOT / "README.md").read_text()

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LRScheduler
 
+from charlm.build import steps_per_epoch
 from charlm.callbacks.cycles import CycleCheckpoints
 from charlm.errors import UsageError
 from charlm.models.recurrent import GRU
 from charlm.schedules import cosine, cycles_begun, sgdr, step
-from charlm.train import steps_per_epoch
 from conftest import SMALL, char_lm, data_module, run_train, trainer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from charlm.lesson import LADDER, Entry
+from charlm.ladder.lesson import LADDER, Entry
 
 TOLERANCE = 0.03  # nats per character
 

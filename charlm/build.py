@@ -1,0 +1,129 @@
+"""From a composed config to what a run is made of: data, model, callbacks, trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from charlm import checkpoint
+from charlm.config import make
+from charlm.corpus import Corpus
+from charlm.data import CharDataModule
+from charlm.errors import UsageError
+from charlm.module import CharLM
+from charlm.optim import Objective
+from charlm.options import choice, number, whole
+from charlm.schedules import check_interval
+
+
+def build_callbacks(node: DictConfig) -> list[pl.Callback]:
+    """The observers that ``callbacks`` describes."""
+    made = make(node) or {}
+    for name, callback in made.items():
+        if not isinstance(callback, pl.Callback):
+            raise UsageError(f"callbacks.{name} is not a callback: it needs a _target_")
+    return list(made.values())
+
+
+def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
+    """The data module that ``data`` describes."""
+    options = {k: v for k, v in settings["data"].items() if k not in ("name", "corpus", "path", "paths", "encoding")}
+    try:
+        return CharDataModule(corpus, seed=settings["seed"], **options)
+    except TypeError as error:
+        raise UsageError(f"data: {error}") from None
+
+
+def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
+    """How many times the optimiser moves in an epoch of `batches` batches under Lightning's limits."""
+    limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
+    if isinstance(limit, int):
+        batches = min(batches, limit)
+    elif isinstance(limit, float):
+        batches = int(batches * limit)
+    return max(1, -(-batches // whole("trainer.accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1), 1)))
+
+
+def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModule, origin: dict[str, Any]) -> CharLM:
+    """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
+    network = checkpoint.build_network(settings["model"], len(data.vocab))
+    if network.context and (data.mode, data.bptt) != ("windows", network.context):
+        raise UsageError(
+            f"this model predicts only after a window of {network.context} characters: it needs "
+            f"data.mode=windows data.bptt={network.context}, not {data.mode} of {data.bptt}"
+        )
+    number("optimizer.lr", config.optimizer.get("lr", 0))
+    interval = choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
+    optimizer, schedule = make(config.optimizer), make(config.schedule.scheduler)
+    check_interval(schedule, interval)
+    if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
+        optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
+    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
+    try:
+        objective = Objective(**settings["objective"])
+    except TypeError as error:
+        raise UsageError(f"objective: {error}") from None
+    groups = settings["parameter_groups"] or {}
+    model = CharLM(network, optimizer, schedule, interval, groups, objective, entry)
+    model.configure_optimizers()  # a refused argument shows now
+    return model
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning asks its profiler some sixty times a step; one shared context answers fastest."""
+
+    _nothing = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return self._nothing
+
+
+def build_trainer(
+    settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], *, validate: bool
+) -> pl.Trainer:
+    """Lightning's Trainer, quiet: what a person sees comes from `Terminal`."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    if settings["accelerator"] == "auto":
+        # Not Apple's MPS: it has no float64 for exact sums, and small recurrent networks are slower there.
+        settings = {**settings, "accelerator": "cuda" if torch.cuda.is_available() else "cpu"}
+    if not validate:
+        settings = {**settings, "limit_val_batches": 0}
+    devices = settings["devices"]
+    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+        raise UsageError(f"trainer.devices={devices}: a run trains on one device; give 1, or one number such as [0]")
+    whole("trainer.max_epochs", settings["max_epochs"], 1)
+    try:
+        return pl.Trainer(
+            **{"profiler": _NoProfiler(), **settings},
+            default_root_dir=folder,
+            logger=False,
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UsageError(f"trainer: {error}") from None
+
+
+def checkpoints(folder: Path, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """``best.ckpt``, after the validation with the lowest loss so far, and ``last.ckpt``, after each epoch."""
+    at_epoch_end = monitor.startswith("train")
+    common: dict[str, Any] = {
+        "dirpath": folder,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor=monitor, save_on_train_epoch_end=at_epoch_end, **common)
+    last = ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **common)
+    return best, last

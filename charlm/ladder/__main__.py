@@ -1,0 +1,106 @@
+"""Run the lesson's ladder and compare it with the lesson: python -m charlm.ladder
+
+A row whose folder holds a finished run of the same command is not run again. The table is written anew
+after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from charlm.cli import exit_cleanly
+from charlm.errors import UsageError
+from charlm.ladder.lesson import LADDER, Entry
+from charlm.ladder.measure import measure, oracle
+from charlm.ladder.runs import ROOT, find_run, train
+from charlm.ladder.table import render
+
+ORACLE_ROW = "21"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m charlm.ladder", description="Train every system of the lesson and compare it with the lesson."
+    )
+    p.add_argument("--rows", help="only these, for example 12,14 (default: all)")
+    p.add_argument("--long", action="store_true", help="with the 63 epochs of row 16, which take hours on a CPU")
+    p.add_argument("--folder", type=Path, default=Path("runs/ladder"), help="where the runs go (default: %(default)s)")
+    p.add_argument(
+        "--output", type=Path, help="the table (default: docs/ladder.md, or FOLDER/ladder.md when there are overrides)"
+    )
+    p.add_argument("overrides", nargs="*", help="Hydra overrides for every row, for example trainer.max_epochs=1")
+    return p
+
+
+def main() -> None:
+    """Run what is missing, write the table."""
+    args = parser().parse_args()
+    asked = numbers(args.rows)
+    entries = chosen(asked, args.long)
+    if not (ROOT / "train.py").is_file():
+        raise UsageError(
+            f"there is no train.py in {ROOT}: run the ladder from a clone, installed with pip install -e ."
+        )
+    output = args.output or (args.folder / "ladder.md" if args.overrides else ROOT / "docs/ladder.md")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    record = output.with_suffix(".json")
+    results = recorded(record)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console()
+    )
+    with bar:
+        rows = bar.add_task("rows", total=len(entries) + (ORACLE_ROW in asked))
+        for entry in entries:
+            run = find_run(entry, args.folder, args.overrides) or train(entry, args.folder, args.overrides, bar)
+            results[entry.row] = measure(entry, run, args.overrides)
+            bar.console.print(f"row {entry.row}: {entry.system}", markup=False, highlight=False)
+            bar.advance(rows)
+            write(output, record, results)
+        if ORACLE_ROW in asked:
+            results[ORACLE_ROW] = oracle()
+            bar.advance(rows)
+            write(output, record, results)
+    print(f"the table is in {output}")
+
+
+def numbers(rows: str | None) -> set[str]:
+    """The row numbers in "12,14"; all without it. Raises UsageError for rows that are not there."""
+    known = {entry.row.split(",")[0] for entry in LADDER} | {ORACLE_ROW}
+    asked = known if rows is None else {row.strip() for row in rows.split(",")}
+    for row in sorted(asked - known):
+        raise UsageError(f"--rows {rows}: there is no row {row!r}; rows go from 1 to 21")
+    return asked
+
+
+def chosen(asked: set[str], long: bool) -> list[Entry]:
+    """The entries of the rows `asked`; the long run, which holds a shorter one, goes first."""
+    wanted = [entry for entry in LADDER if entry.row.split(",")[0] in asked and (long or not entry.long)]
+    return sorted(wanted, key=lambda entry: not entry.long)
+
+
+def recorded(record: Path) -> dict[str, Any]:
+    """The results so far."""
+    try:
+        return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    except ValueError:
+        raise UsageError(f"{record} is damaged: delete it, and the ladder reads the finished runs again") from None
+
+
+def write(output: Path, record: Path, results: dict[str, Any]) -> None:
+    """The table, and the figures it is made of; an interrupt leaves the old ones whole."""
+    for path, text in ((record, json.dumps(results, indent=1, ensure_ascii=False) + "\n"), (output, render(results))):
+        half = path.with_name(f".{path.name}.tmp")
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
+
+
+if __name__ == "__main__":
+    with exit_cleanly():
+        main()
