@@ -63,7 +63,7 @@ def main() -> None:
             raise UsageError("--positions: the model never saw any character of this text; give another")
         write([table(predictions)])
         return
-    print(f"{path} · seed {seed}", file=sys.stderr)
+    print(path if args.greedy else f"{path} · seed {seed}", file=sys.stderr)
     characters = model.stream(
         args.prompt,
         args.length,

@@ -60,7 +60,8 @@ def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModu
     if network.context and (data.mode, data.bptt) != ("windows", network.context):
         raise UsageError(
             f"this model predicts only after a window of {network.context} characters: it needs "
-            f"data.mode=windows data.bptt={network.context}, not {data.mode} of {data.bptt}"
+            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.context}, "
+            f"not {data.mode} of {data.bptt}"
         )
     number("optimizer.lr", config.optimizer.get("lr", 0))
     interval = choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
@@ -70,7 +71,7 @@ def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModu
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
     entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
     try:
-        objective = Objective(**settings["objective"])
+        objective = Objective(**(settings["objective"] or {}))
     except TypeError as error:
         raise UsageError(f"objective: {error}") from None
     groups = settings["parameter_groups"] or {}
@@ -102,6 +103,10 @@ def build_trainer(
     if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
         raise UsageError(f"trainer.devices={devices}: a run trains on one device; give 1, or one number such as [0]")
     whole("trainer.max_epochs", settings["max_epochs"], 1)
+    if settings["gradient_clip_val"] is not None:
+        number("trainer.gradient_clip_val", settings["gradient_clip_val"])
+    elif settings["gradient_clip_algorithm"] == "value":
+        raise UsageError("trainer.gradient_clip_algorithm=value clips nothing without trainer.gradient_clip_val")
     try:
         return pl.Trainer(
             **{"profiler": _NoProfiler(), **settings},

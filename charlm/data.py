@@ -112,7 +112,9 @@ class CharDataModule(pl.LightningDataModule):
         if self.jitter and self.mode == "windows":
             raise UsageError("data.bptt_jitter is for data.mode=streams: windows all have data.bptt characters")
         if self.random_split and self.mode == "streams":
-            raise UsageError("data.split=random needs data.mode=windows: streams are contiguous by nature")
+            raise UsageError(
+                "data.split=random needs data.mode=windows, as in data=text_windows: streams are contiguous by nature"
+            )
         if len(self.shares) > 1 and (self.jitter or self.mode == "windows"):
             raise UsageError("data=mix needs data.mode=streams and data.bptt_jitter=0: its texts go on side by side")
         if self.random_split and vocab_from == "train":
@@ -124,8 +126,11 @@ class CharDataModule(pl.LightningDataModule):
             if ratio is not None:
                 raise UsageError(f"data.ratio={ratio} is for data=mix: there is one text only")
             return [self.batch_size]
+        example = f"[3{',1' * extra}]"
         if not isinstance(ratio, list) or len(ratio) != 1 + extra:
-            raise UsageError(f"data.ratio={ratio} must have a number for each of the {1 + extra} texts, as in [3,1]")
+            raise UsageError(
+                f"data.ratio={ratio} must have a number for each of the {1 + extra} texts, as in {example}"
+            )
         parts = [whole("data.ratio", part, 1) for part in ratio]
         if self.batch_size % sum(parts):
             raise UsageError(
@@ -175,6 +180,11 @@ class CharDataModule(pl.LightningDataModule):
                     raise UsageError(
                         f"data.paths[{text}] has {len(ids):,} characters for training, too few for its {rows} rows "
                         f"of each batch: give more text, or lower data.batch_size={self.batch_size}"
+                    )
+                if len(ids) <= rows * self.bptt:
+                    self.notices.append(
+                        f"data.paths[{text}] has {len(ids):,} characters for training, fewer than its {rows} rows of "
+                        f"data.bptt={self.bptt}: the rest of its rows is padding"
                     )
             return self.batch_size
         if characters < 2:

@@ -129,7 +129,8 @@ class LanguageModel:
     def score_by_position(self, text: str, length: int, rows: int = 1024) -> list[float]:
         """Mean nats at each place of windows of `length` characters, cut one after another, zero state each.
 
-        How much context helps: later places are easier. Raises UsageError as `score` does, and for a text
+        How much context helps: later places are easier. A model that predicts after a window has not been
+        trained on the shorter ones at the first places. Raises UsageError as `score` does, and for a text
         shorter than one window and its last target.
         """
         whole("length", length, 1)

@@ -25,13 +25,12 @@ def step(optimizer: Optimizer, epochs: int, at: float | list[float] = 2 / 3, fac
         if number(name, value) >= 1 and not isinstance(value, int):
             raise UsageError(f"{name}={value} must be a share of the run below 1, or a whole number of epochs")
         milestones.append(value if isinstance(value, int) else round(value * epochs))
-    return MultiStepLR(optimizer, milestones, factor)
+    return MultiStepLR(optimizer, milestones, number("schedule.scheduler.factor", factor))
 
 
 def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, eta_min: float = 0.0) -> CosineAnnealingLR:
     """From the full rate down to `eta_min` over `epochs` along half a cosine. Moves at each step."""
-    steps = epochs * whole("schedule.steps_per_epoch", steps_per_epoch, 1)
-    return CosineAnnealingLR(optimizer, steps, number("schedule.scheduler.eta_min", eta_min))
+    return CosineAnnealingLR(optimizer, epochs * steps_per_epoch, lowest(optimizer, eta_min))
 
 
 def sgdr(
@@ -42,10 +41,17 @@ def sgdr(
     The rate falls from full to `eta_min` over a cycle, then starts again; the first cycle takes
     `cycle_epochs` epochs, each later one `cycle_mult` times as long as the one before. Moves at each step.
     """
-    first = whole("schedule.scheduler.cycle_epochs", cycle_epochs, 1)
-    first *= whole("schedule.steps_per_epoch", steps_per_epoch, 1)
+    first = whole("schedule.scheduler.cycle_epochs", cycle_epochs, 1) * steps_per_epoch
     mult = whole("schedule.scheduler.cycle_mult", cycle_mult, 1)
-    return CosineAnnealingWarmRestarts(optimizer, first, mult, number("schedule.scheduler.eta_min", eta_min))
+    return CosineAnnealingWarmRestarts(optimizer, first, mult, lowest(optimizer, eta_min))
+
+
+def lowest(optimizer: Optimizer, eta_min: float) -> float:
+    """`eta_min`, if the rate can fall to it."""
+    full = min(group["lr"] for group in optimizer.param_groups)
+    if number("schedule.scheduler.eta_min", eta_min) > full:
+        raise UsageError(f"schedule.scheduler.eta_min={eta_min} must not be above the learning rate {full}")
+    return eta_min
 
 
 MOVES: dict[Any, str] = {step: "epoch", cosine: "step", sgdr: "step"}

@@ -48,9 +48,10 @@ def run(config: DictConfig) -> float:
     corpus, config, substitution = load_corpus(config)
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
-    if config.schedule.steps_per_epoch is None:
-        config.schedule.steps_per_epoch = steps_per_epoch(settings["trainer"], len(data.train_dataloader()))
-        settings["schedule"] = OmegaConf.to_container(config.schedule, resolve=True)
+    if config.schedule.steps_per_epoch is not None:
+        raise UsageError("schedule.steps_per_epoch is filled in by the program: leave it null")
+    config.schedule.steps_per_epoch = steps_per_epoch(settings["trainer"], len(data.train_dataloader()))
+    settings["schedule"] = OmegaConf.to_container(config.schedule, resolve=True)
     origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
     model = build_model(config, settings, data, origin)
     validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -180,17 +181,22 @@ def test_an_unfinished_row_is_run_again_and_a_finished_one_never_deleted(tiny: t
     row = place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
     (row / "checkpoints").mkdir(parents=True)
     (row / "metrics.csv").write_text("epoch\n1\n")
+    with pytest.raises(UsageError, match="holds something else"):  # not known to be ours
+        run(folder, "--rows", "5", *tiny)
+    assert (row / "metrics.csv").is_file()
+    (row / ".hydra").mkdir()
+    (row / ".hydra/overrides.yaml").write_text("".join(f"- '{o}'\n" for o in command(LADDER[4], list(tiny))))
     run(folder, "--rows", "5", *tiny)
     assert (row / "summary.json").is_file()
     (row / ".hydra/overrides.yaml").write_text("- experiment=other\n")
-    with pytest.raises(UsageError, match="holds a finished run of another command"):
+    with pytest.raises(UsageError, match="holds something else"):
         run(folder, "--rows", "5", *tiny)
     assert (row / "summary.json").is_file()
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "ladder.json").write_text("{")
-    with pytest.raises(UsageError, match="ladder.json is damaged: delete it"):
+    with pytest.raises(UsageError, match="ladder.json is damaged or not a ladder's: move it away"):
         run(tmp_path, "--rows", "5", "seed=1")
 
 
@@ -231,7 +237,7 @@ def test_the_shorter_row_is_read_from_the_longer_run(tmp_path: Path) -> None:
     run = place(long, tmp_path, [])
     (run / ".hydra").mkdir(parents=True)
     (run / "summary.json").write_text("{}")
-    (run / ".hydra/overrides.yaml").write_text("".join(f"- {o}\n" for o in [*command(long, []), "logger=csv"]))
+    (run / ".hydra/overrides.yaml").write_text("".join(f"- {o}\n" for o in command(long, [])))
     assert find_run(short, tmp_path, []) == run
     assert find_run(long, tmp_path, []) == run
     assert find_run(short, tmp_path, ["seed=1"]) is None
@@ -261,6 +267,7 @@ def test_the_difference_is_ours_minus_theirs_per_character(ours: list[float], op
 def test_long_lists_are_thinned() -> None:
     assert numbers((1.0, 2.0, 3.0, 4.0), 1) == "1.000, 2.000, 3.000, 4.000"
     assert numbers([float(i) for i in range(1, 11)], 5, 1) == "1.0, 5.0, 10.0"
+    assert numbers([1.0, 2.0], 7, 1) == "1.0, 2.0"
 
 
 def test_a_page_without_results_has_every_row() -> None:
@@ -297,8 +304,56 @@ def test_the_committed_table_is_made_from_the_committed_figures() -> None:
     assert {entry.row for entry in LADDER if not entry.long} | {"21"} <= set(record)
 
 
+@pytest.mark.parametrize(
+    ("content", "arguments", "named"),
+    [
+        ('{"name": "my package"}', [], "is damaged or not a ladder's"),
+        ("[1]", [], "is damaged or not a ladder's"),
+        ('{"5": 3}', [], "is damaged or not a ladder's"),
+        (None, ["experiment=char3"], "experiment=char3: the ladder sets experiment"),
+        (None, ["hydra.run.dir=x"], "the ladder sets experiment, logger and hydra"),
+        (None, ["--output=x.json"], "--output x.json must be a Markdown file"),
+        (None, ["--output=/"], "must be a Markdown file"),
+        (None, ["--output=/proc/x/y.md"], "/proc/x cannot be made"),
+    ],
+)
+def test_nothing_of_the_users_is_overwritten(
+    content: str | None, arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "train", lambda *_: pytest.fail("it was trained"))
+    if content is not None:
+        (tmp_path / "package.json").write_text(content)
+        arguments = [f"--output={tmp_path}/package.md"]
+    with pytest.raises(UsageError, match=named):
+        run(tmp_path / "runs", "--rows", "5", *arguments)
+    assert content is None or (tmp_path / "package.json").read_text() == content
+
+
+def test_a_second_ladder_in_the_folder_is_refused(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".ladder.lock"), pytest.raises(UsageError, match="another ladder is running"):
+        run(tmp_path, "--rows", "5", "seed=1")
+
+
+def test_odd_places_and_relative_paths_work(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = [option.replace(f"{tmp_path}/", "") for option in tiny]
+    folder = Path("sp ace 'q\" {x}, y=1 $")
+    run(folder, "--rows", "2", *overrides)
+    assert (place(LADDER[1], folder, overrides) / "summary.json").is_file()
+
+
+def test_a_run_without_the_compared_loss_says_so(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="row 5 compares the val loss, and this run has none"):
+        run(tmp_path, "--rows", "5", *(option for option in tiny if "data.val" not in option), "data.val=0.0")
+
+
 @pytest.mark.slow
-def test_an_interrupt_stops_the_row_and_nothing_is_left_running(tiny: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_the_row_and_nothing_is_left_running(
+    tiny: tuple[str, ...], tmp_path: Path, stop: signal.Signals
+) -> None:
     overrides = [o for o in tiny if "max_epochs" not in o and "limit_train" not in o]
     command = [sys.executable, "-m", "charlm.ladder", "--rows", "5", "--folder", str(tmp_path / "r"), *overrides]
     started = subprocess.Popen(
@@ -318,7 +373,7 @@ def test_an_interrupt_stops_the_row_and_nothing_is_left_running(tiny: tuple[str,
             deadline = time.monotonic() + 120
             while not metrics.is_file() and time.monotonic() < deadline:
                 time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
             _, errors = process.communicate(timeout=60)
             assert process.returncode == 130 and errors.startswith("error: interrupted")
             size = metrics.stat().st_size

@@ -100,8 +100,8 @@ def test_cosine_falls_at_every_step_to_its_end() -> None:
     [
         (lambda: step(optimizer(), 9, 1.5), "schedule.scheduler.at=1.5"),
         (lambda: step(optimizer(), 9, 1.0), "schedule.scheduler.at=1.0"),
-        (lambda: cosine(optimizer(), 9, 0), "schedule.steps_per_epoch=0"),
-        (lambda: sgdr(optimizer(), "x"), "schedule.steps_per_epoch=x"),
+        (lambda: step(optimizer(), 9, 3, -1), "schedule.scheduler.factor=-1"),
+        (lambda: sgdr(optimizer(0.1), 9, eta_min=0.2), "eta_min=0.2 must not be above the learning rate 0.1"),
         (lambda: step(optimizer(), 9, -1), "schedule.scheduler.at=-1"),
         (lambda: step(optimizer(), 9, ["x"]), "schedule.scheduler.at=x"),
         (lambda: sgdr(optimizer(), 9, 0), "schedule.scheduler.cycle_epochs=0"),

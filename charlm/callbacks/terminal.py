@@ -22,6 +22,7 @@ from charlm.data import CharDataModule
 from charlm.models import Network
 from charlm.module import parameter_count
 
+DIVERGED = 2.0  # times the loss of a uniform guess
 REFRESH = 0.2  # seconds between two drawings of the bar; drawing at each step would slow training down
 
 
@@ -131,7 +132,7 @@ class Terminal(pl.Callback):
             )
             self._due = time.monotonic() + REFRESH
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Print the epoch's line and what the model writes now."""
         row = self.history.rows[-1]
         width = len(str(trainer.max_epochs))
@@ -140,6 +141,9 @@ class Terminal(pl.Callback):
             line += f"   val [bold]{row['val_nats']:.4f}[/bold]   {row['val_bpc']:.3f} bpc"
         line += f"   {row['characters_per_second']:,.0f} chars/s   {duration(row['seconds'])}"
         self.console.print(line, highlight=False)
+        if not row["train_nats"] <= DIVERGED * math.log(len(trainer.datamodule.vocab)):  # NaN, too
+            advice = "try a lower optimizer.lr or trainer.gradient_clip_val=1; relu networks need data.mode=windows"
+            self.console.print(f"  far worse than guessing: training diverges; {advice}", style="bold yellow")
         if self.samples is not None and self.samples.latest:
             words = " ".join(self.samples.latest.split())[: min(self.console.width - 4, 160)]
             self.console.print(f"  [dim italic]{escape(words)}[/dim italic]", highlight=False)

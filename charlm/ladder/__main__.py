@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -49,22 +51,40 @@ def main() -> None:
             f"there is no train.py in {ROOT}: run the ladder from a clone, installed with pip install -e ."
         )
     output = args.output or (args.folder / "ladder.md" if args.overrides else ROOT / "docs/ladder.md")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    for override in args.overrides:
+        if override.lstrip("+~").startswith(("experiment=", "hydra.", "logger=")):
+            raise UsageError(f"{override}: the ladder sets experiment, logger and hydra itself")
+    if output.suffix != ".md" or output.is_dir():
+        raise UsageError(f"--output {output} must be a Markdown file, such as table.md")
+    for folder in (args.folder, output.parent):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another place") from None
     record = output.with_suffix(".json")
     results = recorded(record)
+    lock = FileLock(args.folder / ".ladder.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UsageError(f"another ladder is running in {args.folder}: wait for it, or choose --folder") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as after Ctrl-C: with the row that is running
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console()
     )
     with bar:
         rows = bar.add_task("rows", total=len(entries) + (ORACLE_ROW in asked))
         for entry in entries:
-            run = find_run(entry, args.folder, args.overrides) or train(entry, args.folder, args.overrides, bar)
+            found = find_run(entry, args.folder, args.overrides)
+            run = found or train(entry, args.folder, args.overrides, bar)
             results[entry.row] = measure(entry, run, args.overrides)
-            bar.console.print(f"row {entry.row}: {entry.system}", markup=False, highlight=False)
+            how = f" (as found in {found})" if found else ""
+            bar.console.print(f"row {entry.row}: {entry.system}{how}", markup=False, highlight=False)
             bar.advance(rows)
             write(output, record, results)
         if ORACLE_ROW in asked:
             results[ORACLE_ROW] = oracle()
+            bar.console.print(f"row {ORACLE_ROW}: gradients derived by hand", highlight=False)
             bar.advance(rows)
             write(output, record, results)
     print(f"the table is in {output}")
@@ -87,10 +107,17 @@ def chosen(asked: set[str], long: bool) -> list[Entry]:
 
 def recorded(record: Path) -> dict[str, Any]:
     """The results so far."""
+    if not record.is_file():
+        return {}
+    known = {entry.row for entry in LADDER} | {ORACLE_ROW}
     try:
-        return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        results = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
-        raise UsageError(f"{record} is damaged: delete it, and the ladder reads the finished runs again") from None
+        results = None
+    rows = results.items() if isinstance(results, dict) else [("", None)]
+    if not all(row in known and isinstance(result, dict) and "command" in result for row, result in rows):
+        raise UsageError(f"{record} is damaged or not a ladder's: move it away, or choose another --output")
+    return results
 
 
 def write(output: Path, record: Path, results: dict[str, Any]) -> None:

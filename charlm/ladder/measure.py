@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 import charlm
 from charlm.errors import UsageError
 from charlm.ladder.lesson import STEPS, Entry
-from charlm.ladder.runs import ROOT, command, read_csv
+from charlm.ladder.runs import ROOT, command, read_csv, said
 
 ORACLE = Path("tests/oracle.py")
 
@@ -24,6 +24,8 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
     """All that the table says about an entry, from its run."""
     summary = json.loads((run / "summary.json").read_text())
     rows = read_csv(run / "metrics.csv")[: entry.epochs]
+    if any(not row[f"{entry.compared}_nats"] for row in rows):
+        raise UsageError(f"row {entry.row} compares the {entry.compared} loss, and this run has none: see {run}")
     weights = run / "checkpoints" / entry.checkpoint
     model = charlm.load(weights if weights.is_file() else run)
     answers = [[prompt, theirs, model.predictions(prompt)[-1].next] for prompt, theirs in entry.next.items()]
@@ -32,7 +34,8 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
     for prompt, theirs in entry.greedy.items():
         answers.append([prompt, theirs, model.generate(prompt, len(theirs), greedy=True)])
     return {
-        "command": " ".join(["python train.py", *command(entry, overrides)]),
+        "command": " ".join(["python train.py", *command(entry, overrides)[:-1]]),  # the logger changes nothing
+        "taken_from": "" if said(run) == command(entry, overrides) else " ".join(said(run) or []),
         "parameters": summary["parameters"],
         "ours": figures(entry, run, rows),
         "minutes": sum(float(row["seconds"]) for row in rows) / 60,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import re
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rich.progress import Progress
 
 import charlm
+from charlm.cli import DEBUG
 from charlm.errors import UsageError
 from charlm.ladder.lesson import LADDER, Entry
 
@@ -24,16 +25,21 @@ POLL = 0.5  # seconds between two looks at how far a row is
 
 def command(entry: Entry, overrides: list[str]) -> list[str]:
     """The overrides that train an entry."""
-    return [f"experiment={entry.experiment}", *entry.overrides, *overrides]
+    return [f"experiment={entry.experiment}", *entry.overrides, *overrides, "logger=csv"]
 
 
 def place(entry: Entry, folder: Path, overrides: list[str]) -> Path:
     """Where an entry is trained: every command has a folder of its own."""
-    parts = [entry.experiment, *entry.overrides, *overrides]
-    name = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
-    if len(name) > 100:
-        name = f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    name = "-".join([entry.experiment, *(override.rpartition("=")[2] for override in entry.overrides)])
+    if overrides:
+        name += "-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
     return folder / name
+
+
+def said(run: Path) -> list[str] | None:
+    """The overrides that a run was started with; None where there is no run."""
+    file = run / ".hydra/overrides.yaml"
+    return list(OmegaConf.load(file)) if file.is_file() else None
 
 
 def find_run(entry: Entry, folder: Path, overrides: list[str]) -> Path | None:
@@ -41,9 +47,7 @@ def find_run(entry: Entry, folder: Path, overrides: list[str]) -> Path | None:
     longer = [e for e in LADDER if entry.epochs and e.long and e.experiment == entry.experiment]
     for candidate in [entry, *longer]:
         run = place(candidate, folder, overrides)
-        said = run / ".hydra/overrides.yaml"
-        wanted = [*command(candidate, overrides), "logger=csv"]
-        if (run / "summary.json").is_file() and said.is_file() and OmegaConf.load(said) == wanted:
+        if (run / "summary.json").is_file() and said(run) == command(candidate, overrides):
             return run
     return None
 
@@ -52,16 +56,19 @@ def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Pa
     """Train an entry in a process of its own; what it prints goes to a file beside its folder."""
     run = place(entry, folder, overrides).resolve()
     log = run.with_name(f"{run.name}.log")
-    if (run / "summary.json").exists():
-        raise UsageError(f"{run} holds a finished run of another command: move it away, or choose another --folder")
-    if run.exists():
-        shutil.rmtree(run)  # of a run that was interrupted
-    log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [*command(entry, overrides), "logger=csv", f"hydra.run.dir='{run}'"]
+    if run.exists() and any(run.iterdir()):
+        if (run / "summary.json").exists() or said(run) != command(entry, overrides):
+            raise UsageError(f"{run} holds something else: move it away, or choose another --folder")
+        shutil.rmtree(run)  # of a run of ours that was interrupted
+    # Through the environment, a path needs no quoting. The child reports its errors as if started by hand.
+    environment = {**os.environ, "CHARLM_LADDER_RUN": str(run)}
+    if not DEBUG:
+        environment.pop("HYDRA_FULL_ERROR", None)
+    arguments = [*command(entry, overrides), "hydra.run.dir=${oc.env:CHARLM_LADDER_RUN}"]
     task = bar.add_task(f"row {entry.row}, epochs", total=None)
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *arguments], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+            [sys.executable, str(ROOT / "train.py"), *arguments], stdout=out, stderr=subprocess.STDOUT, env=environment
         )
         try:
             while process.poll() is None:
@@ -75,7 +82,9 @@ def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Pa
             bar.remove_task(task)
     if process.returncode or not (run / "summary.json").is_file():
         lines = log.read_text().strip().splitlines() or ["it said nothing"]
-        raise UsageError(f"row {entry.row} ended with status {process.returncode}: {lines[-1]} (all it said: {log})")
+        first = max((i for i, line in enumerate(lines) if line.startswith("error: ")), default=len(lines) - 1)
+        reason = " ".join(lines[first:])
+        raise UsageError(f"row {entry.row} ended with status {process.returncode}: {reason} (all it said: {log})")
     return run
 
 

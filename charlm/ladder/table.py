@@ -11,7 +11,7 @@ TOLERANCE = 0.03  # nats per character
 HEAD = """# The ladder
 
 Every system of the lesson, trained by this program on Nietzsche, beside the figures that the lesson prints.
-Written by `python -m charlm.ladder`; `python -m charlm.ladder --rows 12,14` runs some rows anew.
+Written by `python -m charlm.ladder`, which trains what has no finished run in `runs/ladder/` yet.
 
 Losses are means per character in nats, one figure an epoch, unless the row says otherwise. "val" and "train" say which
 loss is compared: training losses are compared with training losses only. The difference is ours minus the lesson's last
@@ -49,7 +49,8 @@ def visible(text: str) -> str:
 
 def numbers(values: tuple[float, ...] | list[float], every: int, digits: int = 3) -> str:
     """The first and every `every`-th of the figures."""
-    shown = list(values) if every == 1 else [values[0], *values[every - 1 :: every]]
+    chosen = sorted({0, *range(every - 1, len(values), every), len(values) - 1})
+    shown = [values[i] for i in chosen]
     return ", ".join(f"{value:.{digits}f}" for value in shown)
 
 
@@ -88,7 +89,8 @@ def remarks(entry: Entry, result: dict[str, Any]) -> list[str]:
     """Why figures differ, and what else was measured."""
     places = result["by_position"]
     by_position = f"ours at places 1 to {len(places)} of a window: {numbers(places, 1, 2)}" if places else ""
-    return [entry.remark, by_position, result["writes"]]
+    longer = f"the beginning of the longer run `{result['taken_from']}`" if result["taken_from"] else ""
+    return [entry.remark, longer, by_position, result["writes"]]
 
 
 def oracle(result: dict[str, Any] | None) -> list[str]:
