@@ -297,3 +297,11 @@ def test_an_interrupt_ends_with_130_and_one_line(text_file: Path, tmp_path: Path
     assert process.returncode == 130, err
     assert err == "error: interrupted\n"
     charlm.load(tmp_path / "run/checkpoints/last.ckpt")
+
+
+def test_a_diverging_run_is_told_so(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("data=text", f"data.path={text_file}", "data.batch_size=4", "data.bptt=8", *SMALL, "schedule=constant")
+    run_train(*base, f"hydra.run.dir={tmp_path}/good")
+    assert "diverges" not in capsys.readouterr().out
+    run_train(*base, "optimizer=sgd", "optimizer.lr=50", f"hydra.run.dir={tmp_path}/bad")
+    assert "far worse than guessing: training diverges" in capsys.readouterr().out
