@@ -242,7 +242,7 @@ LADDER = (
         scale=8.0,
         every=5,
         positions={"then? Is": "he   Tn "},
-        remark="each figure is the mean of 1,000 sequences; every fifth is shown",
+        remark="each figure is the mean of 1,000 sequences",
     ),
     Entry(
         "20",

@@ -35,14 +35,14 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
         answers.append([prompt, theirs, model.generate(prompt, len(theirs), greedy=True)])
     return {
         "command": " ".join(["python train.py", *command(entry, overrides)[:-1]]),  # the logger changes nothing
-        "taken_from": "" if said(run) == command(entry, overrides) else " ".join(said(run) or []),
+        "taken_from": "" if said(run) == command(entry, overrides) else " ".join((said(run) or [])[:-1]),
         "parameters": summary["parameters"],
         "ours": figures(entry, run, rows),
         "minutes": sum(float(row["seconds"]) for row in rows) / 60,
         "answers": answers,
         "by_position": model.score_by_position(text_of(model), entry.by_position) if entry.by_position else [],
         "writes": writing(model) if entry.writes else "",
-        "machine": summary.get("machine", summary["device"]),
+        "machine": summary.get("machine", f"{summary['device']} (threads not recorded)"),
     }
 
 

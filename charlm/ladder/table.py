@@ -16,23 +16,22 @@ Written by `python -m charlm.ladder`, which trains what has no finished run in `
 Losses are means per character in nats, one figure an epoch, unless the row says otherwise. "val" and "train" say which
 loss is compared: training losses are compared with training losses only. The difference is ours minus the lesson's last
 figure, so a negative one is better; the aim is at most +0.03. Leaky: validation windows, drawn at random, overlap
-training windows, which flatters both figures. In answers ␣ is a space and ⏎ a line break.
+training windows, which flatters both figures. Answers are those of `get_next` (the likeliest next character), of
+`get_nexts` (one after every character of the prompt) or of `get_next_n` (a greedy continuation); ␣ is a space.
 
 """
 
 
+COLUMNS = ["row", "system", "command", "parameters", "lesson", "ours", "difference", "minutes", "leaky"]
+COLUMNS += ["prompt → the lesson's answer / ours", "remarks"]
+
+
 def render(results: dict[str, Any]) -> str:
     """The page; rows that were not run yet say so."""
-    columns = ["row", "system", "command", "parameters", "lesson", "ours", "difference", "minutes", "leaky", "remarks"]
-    lines = [HEAD + line(columns), line(["---"] * len(columns))]
+    lines = [HEAD + line(COLUMNS), line(["---"] * len(COLUMNS))]
     for entry in LADDER:
         lines.append(line(cells(entry, results.get(entry.row))))
     lines.append(line(oracle(results.get("21"))))
-    lines += ["", "## What the models predict", "", "The lesson's `get_next`, `get_nexts` and `get_next_n`.", ""]
-    lines += [line(["row", "prompt", "the lesson's answer", "ours"]), line(["---"] * 4)]
-    for entry in LADDER:
-        for prompt, theirs, ours in results.get(entry.row, {}).get("answers", []):
-            lines.append(line([entry.row, *(f"`{visible(text)}`" for text in (prompt, theirs, ours))]))
     machines = sorted({result["machine"] for result in results.values()})
     return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}.", ""])
 
@@ -61,7 +60,7 @@ def cells(entry: Entry, result: dict[str, Any] | None) -> list[str]:
     lesson = f"{split} {numbers(entry.figures, entry.every)}{unit}" if entry.figures else entry.lesson
     leaky = "leaky" if entry.leaky else "no" if entry.split == "val" else ""
     if result is None:
-        return [entry.row, entry.system, "", "", lesson, "not run yet", "", "", leaky, entry.remark]
+        return [entry.row, entry.system, "", "", lesson, "not run yet", "", "", leaky, "", entry.remark]
     ours = f"{split} {numbers(result['ours'], entry.every)}{unit}"
     return [
         entry.row,
@@ -73,6 +72,7 @@ def cells(entry: Entry, result: dict[str, Any] | None) -> list[str]:
         difference(entry, result["ours"]),
         f"{result['minutes']:.1f}",
         leaky,
+        "; ".join(f"`{visible(prompt)}` → `{visible(a)}` / `{visible(b)}`" for prompt, a, b in result["answers"]),
         "; ".join(filter(None, remarks(entry, result))),
     ]
 
@@ -90,7 +90,8 @@ def remarks(entry: Entry, result: dict[str, Any]) -> list[str]:
     places = result["by_position"]
     by_position = f"ours at places 1 to {len(places)} of a window: {numbers(places, 1, 2)}" if places else ""
     longer = f"the beginning of the longer run `{result['taken_from']}`" if result["taken_from"] else ""
-    return [entry.remark, longer, by_position, result["writes"]]
+    thinned = f"the first, every {entry.every}th and the last figure are shown" if entry.every > 1 else ""
+    return [entry.remark, longer, thinned, by_position, result["writes"]]
 
 
 def oracle(result: dict[str, Any] | None) -> list[str]:
@@ -98,10 +99,10 @@ def oracle(result: dict[str, Any] | None) -> list[str]:
     system = "RNN, GRU and LSTM in NumPy with hand-derived gradients; stride-one scan in plain Python"
     row = ["21", system, "", "", "gradients agree with autograd to 1e-6"]
     if result is None:
-        return [*row, "not run yet", "", "", "", ""]
+        return [*row, "not run yet", "", "", "", "", ""]
     row[2] = f"`{result['command']}`"
     shown = ", ".join(f"{name} {value:.0e}" for name, value in result["difference"].items())
-    return [*row, f"largest difference: {shown}", "", f"{result['minutes']:.1f}", "", ""]
+    return [*row, f"largest difference: {shown}", "", f"{result['minutes']:.1f}", "", "", ""]
 
 
 def short(results: dict[str, Any]) -> list[str]:
