@@ -81,7 +81,7 @@ def difference(entry: Entry, ours: list[float]) -> str:
     """Ours minus the lesson's last figure, per character."""
     if entry.last is None or not entry.comparable:
         return "–"
-    value = round((ours[-1] - entry.last) / entry.scale, 3)
+    value = round((ours[-1] - entry.last) / entry.scale, 3) + 0.0  # no minus zero
     return f"{value:+.3f}" if value <= TOLERANCE else f"**{value:+.3f}**"
 
 
