@@ -112,9 +112,13 @@ def short(results: dict[str, Any]) -> list[str]:
         result = results.get(entry.row)
         if result is None:
             continue
-        split = entry.compared
-        lesson = "–" if entry.last is None else f"{split} {entry.last / entry.scale:.3f}"
         leaky = " (leaky)" if entry.leaky else ""
-        ours = f"{split} {result['ours'][-1] / entry.scale:.3f}{leaky}"
+        ours = f"{entry.compared} {last(entry, result['ours'][-1])}{leaky}"
+        lesson = "–" if entry.last is None else f"{entry.compared} {last(entry, entry.last)}"
         lines.append(line([entry.row, f"`{entry.experiment}`", entry.system, lesson, ours]))
     return lines
+
+
+def last(entry: Entry, value: float) -> str:
+    """A figure per character, where that can be compared, else in the entry's unit."""
+    return f"{value / entry.scale:.3f}" if entry.comparable or entry.scale == 1 else f"{value:.1f} {entry.unit}"
