@@ -28,7 +28,7 @@ def main(config: DictConfig) -> float:
         job = HydraConfig.get()
         if job.mode != RunMode.MULTIRUN:
             fail(str(error))
-        print(f"error: job {job.job.num}: {error}", file=sys.stderr)
+        print(f"error: job {job.job.num} ({' '.join(job.overrides.task)}): {error}", file=sys.stderr)
         failed_jobs.append(job.job.num)
         return math.inf
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from charlm.errors import UsageError
 from charlm.models import Network
+from charlm.options import number, whole
 
 
 def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -> int:
@@ -42,10 +43,8 @@ def generate(
     `temperature` 0 is greedy. Ids below `first_id` (special symbols) are never chosen. The network
     should be in evaluation mode. Raises UsageError for a negative length or temperature.
     """
-    if length < 0:
-        raise UsageError(f"length {length} is negative: it is the number of characters to write")
-    if not temperature >= 0 or temperature == float("inf"):
-        raise UsageError(f"temperature {temperature} must be a number of at least 0 (0 is greedy, 1 the model's own)")
+    whole("length", length, 0)
+    number("temperature", temperature)
     return _generate(network, prompt_T, length, temperature, rng, first_id)
 
 

@@ -14,7 +14,7 @@ from charlm import checkpoint
 from charlm.errors import UsageError
 from charlm.generate import generate
 from charlm.models import Network
-from charlm.options import whole
+from charlm.options import choice, whole
 from charlm.state import State
 from charlm.vocab import Vocab, normalise
 
@@ -103,6 +103,9 @@ class LanguageModel:
 
     def _prompt(self, text: str, unknown: Literal["error", "skip"] = "error") -> Tensor:
         """The ids of a prompt, int64 (T)."""
+        choice("unknown", unknown, ("error", "skip"))
+        if not isinstance(text, str):
+            raise UsageError(f"a prompt must be text, not {text!r}")
         try:
             ids = self.vocab.encode(normalise(text, **self.normalisation), unknown)
         except UsageError as error:
@@ -120,6 +123,7 @@ class LanguageModel:
         if len(ids) < 2:
             raise UsageError("a text needs at least two characters to be scored")
         state, total = None, 0.0
+        whole("chunk", chunk, 1)
         for x_T, y_T in zip(ids[:-1].split(chunk), ids[1:].split(chunk), strict=True):
             nats_BT, state = self._nats(x_T.unsqueeze(0), y_T.unsqueeze(0), state)
             total += nats_BT.sum().item()

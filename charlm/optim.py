@@ -28,11 +28,13 @@ def parameter_groups(network: Network, options: Mapping[str, Mapping[str, float 
     if not isinstance(options, Mapping):
         raise UsageError(f"parameter_groups={options} must hold {', '.join(PARTS)}")
     for part, values in options.items():
-        choice("parameter_groups", part, PARTS)
+        if part not in PARTS:
+            raise UsageError(f"parameter_groups has no part {part!r}: its parts are {', '.join(PARTS)}")
         if not isinstance(values, Mapping | None):
             raise UsageError(f"parameter_groups.{part}={values} must hold lr and weight_decay")
         for name, value in (values or {}).items():
-            choice(f"parameter_groups.{part}", name, ("lr", "weight_decay"))
+            if name not in ("lr", "weight_decay"):
+                raise UsageError(f"parameter_groups.{part} has no option {name!r}: it takes lr and weight_decay")
             if value is not None:
                 asked.setdefault(part, {})[name] = number(f"parameter_groups.{part}.{name}", value)
     if not asked:

@@ -273,7 +273,7 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
         ("model=keras_rnn model.dense_size=0", "dense_size must be a whole number of at least 1, not 0"),
         ("parameter_groups.head=3", "parameter_groups.head=3"),
         ("+parameter_groups.head.momentum=1", "momentum"),
-        ("+parameter_groups.body={lr: 1}", "parameter_groups=body must be one of embedding, recurrent, head"),
+        ("+parameter_groups.body={lr: 1}", "parameter_groups has no part 'body'"),
         ("objective.reduction=max", "objective.reduction=max must be one of mean, sum"),
         ("objective.l2=-1", "objective.l2=-1"),
         ("+objective.nonsense=1", "nonsense"),

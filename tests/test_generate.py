@@ -199,12 +199,12 @@ def test_length_zero_writes_nothing(model: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("length", "temperature", "named"),
     [
-        (-1, 1.0, "length -1"),
-        (5, -1.0, "temperature -1.0"),
-        (5, -1e-9, "temperature -1e-09"),
-        (5, math.nan, "temperature nan"),
-        (5, math.inf, "temperature inf"),
-        (5, -math.inf, "temperature -inf"),
+        (-1, 1.0, "length=-1"),
+        (5, -1.0, "temperature=-1.0"),
+        (5, -1e-9, "temperature=-1e-09"),
+        (5, math.nan, "temperature=nan"),
+        (5, math.inf, "temperature=inf"),
+        (5, -math.inf, "temperature=-inf"),
     ],
 )
 def test_impossible_lengths_and_temperatures_are_refused_before_the_first_character(
@@ -222,6 +222,23 @@ def test_impossible_lengths_and_temperatures_are_refused_before_the_first_charac
 def test_a_network_that_diverged_is_a_usage_error_not_a_crash(temperature: float) -> None:
     with pytest.raises(UsageError):
         list(generate(Fixed([0.0, math.nan, 1.0]), ids(0), 3, temperature=temperature, rng=rng(0)))
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda m: m.generate("a", 5.5), "length=5.5 must be a whole number"),
+        (lambda m: m.generate("a", True), "length=True must be a whole number"),
+        (lambda m: m.generate("a", 5, temperature="x"), "temperature=x must be a number"),
+        (lambda m: m.generate("a", 5, unknown="foo"), "unknown=foo must be one of error, skip"),
+        (lambda m: m.generate(None, 5), "a prompt must be text, not None"),
+        (lambda m: m.predictions(3), "a prompt must be text, not 3"),
+        (lambda m: m.score("abc", 0), "chunk=0 must be a whole number of at least 1"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(model: LanguageModel, call: object, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        call(model)
 
 
 @pytest.mark.parametrize("seed", [10**30, -(10**30)])

@@ -61,8 +61,8 @@ def test_scan_networks_have_parts_too() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"body": {"lr": 1}}, "parameter_groups=body must be one of embedding, recurrent, head"),
-        ({"head": {"momentum": 1}}, "parameter_groups.head=momentum must be one of lr, weight_decay"),
+        ({"body": {"lr": 1}}, "parameter_groups has no part 'body': its parts are embedding, recurrent, head"),
+        ({"head": {"momentum": 1}}, "parameter_groups.head has no option 'momentum': it takes lr and weight_decay"),
         ({"head": {"lr": -1}}, "parameter_groups.head.lr=-1"),
         ({"head": {"lr": "fast"}}, "parameter_groups.head.lr=fast"),
     ],

@@ -171,7 +171,7 @@ def test_one_bad_job_does_not_stop_a_sweep(text_file: Path, tmp_path: Path, caps
     assert ended.value.code == 2
     assert (tmp_path / "sweep/1_gru_text/summary.json").is_file()
     err = capsys.readouterr().err
-    assert "job 0: optimizer.lr=-1" in err and "Traceback" not in err
+    assert "error: job 0 (optimizer.lr=-1 " in err and "Traceback" not in err
 
 
 def test_without_a_validation_split(base: tuple[str, ...], tmp_path: Path) -> None:
