@@ -87,7 +87,7 @@ class CharLM(pl.LightningModule):
         loss, nats, penalty = self._objective(logits, y, self.network)
         count = y.numel() - batch.padded
         self.train_nats.update(nats.detach() * count, count)
-        if self._objective.l2:
+        if penalty is not None:
             self.penalty.update(penalty.detach(), 1)
         return loss
 

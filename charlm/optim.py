@@ -62,11 +62,11 @@ class Objective:
         self.sum = choice("objective.reduction", reduction, ("mean", "sum")) == "sum"
         self.l2 = number("objective.l2", l2)
 
-    def __call__(self, logits_BTV: Tensor, y_BT: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
-        """What is minimised, the mean in nats per character, and the penalty in it."""
+    def __call__(self, logits_BTV: Tensor, y_BT: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What is minimised, the mean in nats per character, and the penalty in it, if any."""
         nats = F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.flatten())
         loss = nats * (y_BT != IGNORE).sum() / len(y_BT) if self.sum else nats
         if not self.l2:
-            return loss, nats, nats.new_zeros(())
+            return loss, nats, None
         penalty = self.l2 * torch.stack([w.square().sum() for w in network.parameters() if w.dim() > 1]).sum()
         return loss + penalty, nats, penalty

@@ -193,7 +193,7 @@ def test_a_single_character_is_normalised_by_the_running_statistics() -> None:
 @pytest.mark.parametrize(("context", "activation"), [(3, "tanh"), (8, "relu"), (None, "relu")])
 def test_the_functional_models_give_kerass_outputs(keras: Any, context: int | None, activation: str) -> None:
     own = context is not None
-    network = shaken(KerasLoop(V, E, H, context, activation, own_embeddings=own))
+    network = shaken(KerasLoop(V, E, H, context, activation=activation, own_embeddings=own))
     length = context or T
     layers = keras.layers
     inputs = [keras.Input((1,)) for _ in range(length)]

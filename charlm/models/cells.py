@@ -9,15 +9,16 @@ Shapes: B batch, T time, I inputs, H hidden, G gates.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.models import recurrent
+from charlm.models.scan import scan
 from charlm.models.sequence import check_choice
-from charlm.state import State
 
 
 class Cell(nn.Module):
@@ -44,9 +45,9 @@ class Cell(nn.Module):
         """The input's share of the gates, for one step or all steps at once: (…, I) → (…, G·H)."""
         return F.linear(x, self.weight_ih, self.bias_ih)
 
+    @abstractmethod
     def step(self, i_BG: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The state after a step whose input's share of the gates is `i_BG`."""
-        raise NotImplementedError
 
     def forward(self, x_BI: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The state after one step from the input itself."""
@@ -102,11 +103,12 @@ class LSTMCell(Cell):
 
 def unroll(cell: Cell, x_TBI: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a cell over time: outputs (T, B, H) and the state after the last step."""
-    outputs = []
-    for i_BG in cell.inputs(x_TBI).unbind(0):  # the inputs of all steps in one product
-        state = cell.step(i_BG, state)
-        outputs.append(state[0])
-    return torch.stack(outputs), state
+    inputs_TBG = cell.inputs(x_TBI)  # of all steps in one product
+    states = scan(lambda before, i_BG: cell.step(i_BG, before), state, inputs_TBG.unbind(0))
+    return torch.stack([after[0] for after in states]), states[-1]
+
+
+Parts: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class Stack(nn.Module):
@@ -121,13 +123,14 @@ class Stack(nn.Module):
         self.cells = nn.ModuleList([kind(size, hidden_size, **options) for size in sizes])
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_TBI: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, x_TBI: Tensor, state: Parts) -> tuple[Tensor, Parts]:
         """Outputs of the last layer (T, B, H), and the state: one (layers, B, H), or a tuple of them."""
         parts = (state,) if isinstance(state, Tensor) else state
         last = []
         for layer, cell in enumerate(self.cells):
             x_TBI = self.dropout(x_TBI) if layer else x_TBI
-            x_TBI, after = unroll(cell, x_TBI, tuple(part[layer] for part in parts))  # type: ignore[arg-type, misc]
+            assert isinstance(cell, Cell)
+            x_TBI, after = unroll(cell, x_TBI, tuple(part[layer] for part in parts))
             last.append(after)
         stacked = tuple(torch.stack(part) for part in zip(*last, strict=True))
         return x_TBI, stacked if len(stacked) > 1 else stacked[0]

@@ -47,7 +47,7 @@ class _Keras(Sequence):
         dropout: float = 0.0,
         dense_size: int | None = None,
         context: int | None = None,
-        **cell: Any,
+        **cell_options: Any,
     ) -> None:
         super().__init__(context)
         check_sizes(vocab_size=vocab_size, hidden_size=hidden_size, layers=layers)
@@ -59,15 +59,19 @@ class _Keras(Sequence):
         self.embedding = None if embedding_size is None else nn.Embedding(vocab_size, embedding_size)
         inputs = embedding_size or vocab_size
         self.norm = nn.BatchNorm1d(inputs, eps=1e-3, momentum=0.01) if batch_norm else None
-        self.recurrent = Stack(self.cell, inputs, hidden_size, layers, dropout, biases=1, **cell)
+        self.recurrent = Stack(self.cell, inputs, hidden_size, layers, dropout, biases=1, **cell_options)
         self.dropout = nn.Dropout(dropout)
         self.dense = None if dense_size is None else nn.Linear(hidden_size, dense_size)
         self.head = nn.Linear(dense_size or hidden_size, vocab_size)
         keras_init(self)
-        for part in self.recurrent.cells:
-            nn.init.xavier_uniform_(part.weight_ih)  # type: ignore[arg-type]
-            nn.init.orthogonal_(part.weight_hh)  # type: ignore[arg-type]
-            nn.init.zeros_(part.bias_ih)  # type: ignore[arg-type]
+        for cell in self.cells():
+            nn.init.xavier_uniform_(cell.weight_ih)
+            nn.init.orthogonal_(cell.weight_hh)
+            nn.init.zeros_(cell.bias_ih)
+
+    def cells(self) -> list[Cell]:
+        """The layers' cells, from the first."""
+        return [part for part in self.recurrent.modules() if isinstance(part, Cell)]
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """Inputs of the head (T, B, H) and the state after the last step."""
@@ -105,8 +109,8 @@ class SimpleRNN(_Keras):
         super().__init__(vocab_size, activation=activation, **options)
         check_flags(identity=identity)
         if identity:
-            for cell in self.recurrent.cells:
-                nn.init.eye_(cell.weight_hh)  # type: ignore[arg-type]
+            for cell in self.cells():
+                nn.init.eye_(cell.weight_hh)
 
 
 class LSTM(_Keras):
@@ -116,9 +120,9 @@ class LSTM(_Keras):
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
-        for cell in self.recurrent.cells:
+        for cell in self.cells():
             forget = slice(self.recurrent.hidden_size, 2 * self.recurrent.hidden_size)
-            nn.init.ones_(cell.bias_ih[forget])  # type: ignore[index]
+            nn.init.ones_(cell.bias_ih[forget])
 
     def start(self, batch_size: int) -> State:
         """Zeros, (h, c), each (layers, B, H)."""

@@ -18,11 +18,13 @@ Shapes: B batch, T time, E embedding, H hidden.
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from charlm.models.scan import scan
 from charlm.models.sequence import Sequence, check_choice, check_flags, check_sizes
 from charlm.state import State
 
@@ -30,9 +32,12 @@ from charlm.state import State
 class _Loop(Sequence):
     """What the three share. The state is h, (1, B, H).
 
-    Arguments: sizes in units; `context`, the window's length, or None for an output at every step.
-    Raises ValueError for sizes below 1.
+    Arguments: sizes in units; `context`, the window's length, or None for an output at every step;
+    `own_embeddings`, whether each of the window's places has an embedding of its own, as the lesson's
+    `embedding_input` gives it (needs a context). Raises ValueError for sizes below 1.
     """
+
+    concatenates: ClassVar[bool] = False  # the state to the input
 
     def __init__(
         self,
@@ -40,30 +45,35 @@ class _Loop(Sequence):
         embedding_size: int = 42,
         hidden_size: int = 256,
         context: int | None = 8,
-        *,
-        tables: int = 1,
-        concatenate: bool = False,
+        own_embeddings: bool = False,
     ) -> None:
         super().__init__(context)
         check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size)
-        self.hidden_size = hidden_size
+        check_flags(own_embeddings=own_embeddings)
+        if own_embeddings and context is None:
+            raise ValueError("own_embeddings needs a context: there is one embedding for each of its places")
+        self.hidden_size, self.offset = hidden_size, vocab_size if own_embeddings else 0
+        tables = context if own_embeddings and context else 1
         self.embedding = nn.Embedding(tables * vocab_size, embedding_size)
-        self.input = nn.Linear(embedding_size + (hidden_size if concatenate else 0), hidden_size)
+        self.input = nn.Linear(embedding_size + (hidden_size if self.concatenates else 0), hidden_size)
         self.hidden = nn.Linear(hidden_size, hidden_size)
         self.head = nn.Linear(hidden_size, vocab_size)
 
+    @abstractmethod
     def step(self, h_BH: Tensor, e_BE: Tensor) -> Tensor:
         """The state after one more character, (B, H)."""
-        raise NotImplementedError
+
+    def embed(self, x_BT: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings, (B, E) for each of T; a window shorter than the context takes the last places."""
+        if self.offset and self.context:
+            x_BT = x_BT + self.offset * torch.arange(self.context - x_BT.shape[1], self.context, device=x_BT.device)
+        return self.embedding(x_BT).unbind(1)
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """The state after each input, (T, B, H), and the last of them."""
         assert isinstance(state, Tensor)
-        h_BH, states = state[0], []
-        for e_BE in self.embedding(x_BT).unbind(1):
-            h_BH = self.step(h_BH, e_BE)
-            states.append(h_BH)
-        return torch.stack(states), h_BH.unsqueeze(0)
+        states = scan(self.step, state[0], self.embed(x_BT))
+        return torch.stack(states), states[-1].unsqueeze(0)
 
     def start(self, batch_size: int) -> State:
         """Zeros, (1, B, H)."""
@@ -81,8 +91,7 @@ class CharLoop(_Loop):
 class CharLoopConcat(_Loop):
     """The input is concatenated to the state, not added: the two are different kinds of information."""
 
-    def __init__(self, *sizes: int, **options: Any) -> None:
-        super().__init__(*sizes, **options, concatenate=True)
+    concatenates = True
 
     def step(self, h_BH: Tensor, e_BE: Tensor) -> Tensor:
         """The state after one more character, (B, H)."""
@@ -93,28 +102,14 @@ class KerasLoop(_Loop):
     """The lesson's Keras functional models, with Keras's initial weights.
 
     Further arguments: `activation` of the hidden path, "tanh" or "relu"; `identity`, whether W_h starts
-    as the identity; `own_embeddings`, whether each of the window's places has an embedding of its own, as
-    the lesson's `embedding_input` gives it (needs a context).
+    as the identity.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        embedding_size: int = 42,
-        hidden_size: int = 256,
-        context: int | None = 8,
-        activation: str = "relu",
-        identity: bool = False,
-        own_embeddings: bool = False,
-    ) -> None:
+    def __init__(self, *sizes: Any, activation: str = "relu", identity: bool = False, **options: Any) -> None:
+        super().__init__(*sizes, **options)
         check_choice(("tanh", "relu"), activation=activation)
-        check_flags(identity=identity, own_embeddings=own_embeddings)
-        if own_embeddings and context is None:
-            raise ValueError("own_embeddings needs a context: there is one embedding for each of its places")
-        tables = context if own_embeddings and context else 1
-        super().__init__(vocab_size, embedding_size, hidden_size, context, tables=tables)
+        check_flags(identity=identity)
         self.activation = torch.tanh if activation == "tanh" else torch.relu
-        self.offset = vocab_size if own_embeddings else 0
         keras_init(self)
         if identity:
             nn.init.eye_(self.hidden.weight)
@@ -127,12 +122,9 @@ class KerasLoop(_Loop):
         """The state after each input, (T, B, H), and the last of them."""
         if self.context is None:
             return super().features(x_BT, state)
-        # A window shorter than the context takes the last places.
-        places = torch.arange(self.context - x_BT.shape[1], self.context, device=x_BT.device)
-        first, *rest = self.embedding(x_BT + self.offset * places).unbind(1)
-        states = [torch.relu(self.input(first))]  # nothing comes before a window
-        for e_BE in rest:
-            states.append(self.step(states[-1], e_BE))
+        first, *rest = self.embed(x_BT)
+        begun = torch.relu(self.input(first))  # nothing comes before a window
+        states = [begun, *scan(self.step, begun, rest)]
         return torch.stack(states), states[-1].unsqueeze(0)
 
     def start(self, batch_size: int) -> State:

@@ -88,7 +88,7 @@ class RNN(_Recurrent):
         super().__init__(vocab_size, *sizes, **options)
         check_flags(identity=identity)
         if identity:
-            for name, weight in self.recurrent.named_parameters():  # type: ignore[attr-defined]
+            for name, weight in self.named_parameters():
                 if "weight_hh" in name:
                     nn.init.eye_(weight)
 

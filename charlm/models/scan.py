@@ -16,6 +16,7 @@ Shapes: B batch, T time, H hidden, V vocabulary.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -64,9 +65,9 @@ class _Scan(Sequence):
         check_sizes(vocab_size=vocab_size, hidden_size=hidden_size)
         self.vocab_size, self.hidden_size = vocab_size, hidden_size
 
+    @abstractmethod
     def step(self, h_BH: Tensor, x_BV: Tensor) -> Tensor:
         """The state after one more one-hot character, (B, H)."""
-        raise NotImplementedError
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """The state after each input, (T, B, H), and the last of them."""
