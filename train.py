@@ -6,11 +6,13 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from charlm.cli import exit_cleanly, fail
 from charlm.errors import UsageError
+from charlm.runs import run_folder
 
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)  # for hydra.run.dir
 failed_jobs: list[int] = []  # of a multirun
 
 

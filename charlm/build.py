@@ -11,15 +11,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from charlm import checkpoint
+from charlm.callbacks.checkpoints import Checkpoints
+from charlm.callbacks.health import Health
 from charlm.config import make
 from charlm.corpus import Corpus
 from charlm.data import CharDataModule
 from charlm.errors import UsageError
+from charlm.files import Store, StoreIO
+from charlm.interrupt import Interrupt
 from charlm.module import CharLM
 from charlm.optim import Objective
 from charlm.options import choice, number, whole
@@ -33,6 +36,14 @@ def build_callbacks(node: DictConfig) -> list[pl.Callback]:
         if not isinstance(callback, pl.Callback):
             raise UsageError(f"callbacks.{name} is not a callback: it needs a _target_")
     return list(made.values())
+
+
+def build_checkpoints(node: Any, folder: Path, monitor: str, interrupt: Interrupt, health: Health) -> Checkpoints:
+    """The callback that writes ``best.ckpt`` and ``last.ckpt``, as often as ``checkpoint`` says."""
+    try:
+        return Checkpoints(folder / "checkpoints", monitor, interrupt, health, **(node or {}))
+    except TypeError as error:
+        raise UsageError(f"checkpoint: {error}") from None
 
 
 def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
@@ -54,7 +65,9 @@ def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
     return max(1, -(-batches // whole("trainer.accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1), 1)))
 
 
-def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModule, origin: dict[str, Any]) -> CharLM:
+def build_model(
+    config: DictConfig, settings: dict[str, Any], data: CharDataModule, corpus: dict[str, Any], run: dict[str, Any]
+) -> CharLM:
     """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
     network = checkpoint.build_network(settings["model"], len(data.vocab))
     if network.context and (data.mode, data.bptt) != ("windows", network.context):
@@ -69,7 +82,7 @@ def build_model(config: DictConfig, settings: dict[str, Any], data: CharDataModu
     check_interval(schedule, interval)
     if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
-    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, origin)
+    entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, corpus, run)
     try:
         objective = Objective(**(settings["objective"] or {}))
     except TypeError as error:
@@ -90,9 +103,9 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def build_trainer(
-    settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], *, validate: bool
+    settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], store: Store, *, validate: bool
 ) -> pl.Trainer:
-    """Lightning's Trainer, quiet: what a person sees comes from `Terminal`."""
+    """Lightning's Trainer, quiet: what a person sees comes from `Terminal`; its checkpoints go to `store`."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if settings["accelerator"] == "auto":
         # Not Apple's MPS: it has no float64 for exact sums, and small recurrent networks are slower there.
@@ -112,6 +125,7 @@ def build_trainer(
             **{"profiler": _NoProfiler(), **settings},
             default_root_dir=folder,
             logger=False,
+            plugins=[StoreIO(store)],
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -119,16 +133,3 @@ def build_trainer(
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"trainer: {error}") from None
-
-
-def checkpoints(folder: Path, monitor: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """``best.ckpt``, after the validation with the lowest loss so far, and ``last.ckpt``, after each epoch."""
-    at_epoch_end = monitor.startswith("train")
-    common: dict[str, Any] = {
-        "dirpath": folder,
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
-    best = ModelCheckpoint(filename="best", monitor=monitor, save_on_train_epoch_end=at_epoch_end, **common)
-    last = ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **common)
-    return best, last

@@ -26,8 +26,10 @@ from charlm.models import Network
 from charlm.vocab import Vocab, check_normalisation
 
 KEY = "charlm"
+TRAINING = "charlm_training"  # carried state, running means and random states, to go on from
 FORMAT = 1
 FAMILIES = "charlm.models."
+PARTS = ("model", "vocab", "normalisation", "config", "corpus", "run")
 PREFIX = "network."  # where CharLM keeps the network's weights
 
 
@@ -37,8 +39,12 @@ def pack(
     normalisation: Mapping[str, Any],
     config: Mapping[str, Any],
     corpus: Mapping[str, Any],
+    run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The checkpoint entry that makes a file self-contained. Everything must be plain values."""
+    """The checkpoint entry that makes a file self-contained. Everything must be plain values.
+
+    `run` is what ``train.py`` needs to go on, besides the config.
+    """
     return {
         "format": FORMAT,
         "model": dict(model),
@@ -46,6 +52,7 @@ def pack(
         "normalisation": dict(normalisation),
         "config": dict(config),
         "corpus": dict(corpus),
+        "run": dict(run or {}),
     }
 
 
@@ -88,6 +95,7 @@ class Opened:
     normalisation: dict[str, Any]
     config: dict[str, Any]
     corpus: dict[str, Any]
+    run: dict[str, Any]
 
 
 def read(path: str | Path) -> Opened:
@@ -115,7 +123,8 @@ def read(path: str | Path) -> Opened:
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     if entry.get("format") != FORMAT:
         raise UsageError(f"{path} has checkpoint format {entry.get('format')!r}; this charlm reads {FORMAT}")
-    parts: dict[str, Any] = {name: entry.get(name) for name in ("model", "vocab", "normalisation", "config", "corpus")}
+    parts: dict[str, Any] = {name: entry.get(name) for name in PARTS}
+    parts["run"] = entry.get("run", {})  # older files have none; they only cannot be resumed
     parts["state_dict"] = content.get("state_dict")
     for name, part in parts.items():
         if not isinstance(part, dict):
@@ -137,7 +146,7 @@ def read(path: str | Path) -> Opened:
         raise UsageError(f"{path} cannot be used: {error}") from None
     except (RuntimeError, OverflowError):
         raise UsageError(f"{path} cannot be used: its model and its weights do not fit together") from None
-    return Opened(network.eval(), vocab, normalisation, parts["config"], parts["corpus"])
+    return Opened(network.eval(), vocab, normalisation, *(parts[name] for name in PARTS[3:]))
 
 
 @contextmanager

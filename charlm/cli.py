@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from charlm.errors import UsageError
+from charlm.interrupt import Interrupted
 
 DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user's own wish, before this module sets it
 UNWRITABLE = {
@@ -26,7 +27,12 @@ UNWRITABLE = {
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Print one error to stderr and end the program."""
-    print(f"error: {message}", file=sys.stderr)
+    end(f"error: {message}", status)
+
+
+def end(message: str, status: int) -> NoReturn:
+    """Print a line to stderr and end the program."""
+    print(message, file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -45,7 +51,9 @@ def exit_cleanly() -> Iterator[None]:
     except UsageError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        end("interrupted", 130)
+    except Interrupted as interrupted:
+        end("interrupted", 128 + interrupted.number)
     except Exception as error:
         # Imported here: this module is loaded by programs that do not use Hydra.
         from hydra.errors import HydraException

@@ -49,13 +49,9 @@ def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
     return make(config.data.corpus), config, line
 
 
-def save_config(config: DictConfig, folder: Path) -> None:
-    """Keep what was composed where Hydra keeps it: ``.hydra/`` in the run folder."""
-    hydra = HydraConfig.get()
-    try:
-        (folder / ".hydra").mkdir()  # claims the folder: a second run that starts in the same second stops here
-    except FileExistsError:
-        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir") from None
+def save_config(config: DictConfig, folder: Path, overrides: list[str], *, new: bool) -> None:
+    """Keep what was composed where Hydra keeps it: ``.hydra/`` in the run folder. Of a resumed run, the config only."""
     OmegaConf.save(config, folder / ".hydra/config.yaml")
-    OmegaConf.save(hydra.overrides.task, folder / ".hydra/overrides.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / ".hydra/hydra.yaml")
+    if new:
+        OmegaConf.save(overrides, folder / ".hydra/overrides.yaml")
+        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), folder / ".hydra/hydra.yaml")

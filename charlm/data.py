@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,21 @@ from charlm.options import choice, flag, whole
 from charlm.splits import SPLITS, split_sizes
 from charlm.streams import Batch, Mix, Streams, Windows, epoch_rng, stack, stack_all, window_starts
 from charlm.vocab import Vocab, normalise
+
+
+class Rest:
+    """The batches of `epoch`, when first gone through without the `done` first ones."""
+
+    def __init__(self, epoch: Streams | Windows | Mix, done: int) -> None:
+        self.epoch, self.done = epoch, done
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator, so that this happens with the first batch: Lightning also calls iter() to see if it can.
+        done, self.done = self.done, 0
+        yield from islice(self.epoch, done, None)
 
 
 class CharDataModule(pl.LightningDataModule):
@@ -104,6 +121,7 @@ class CharDataModule(pl.LightningDataModule):
         self.pieces = {} if self.random_split else self._cut(self.ids_N)
         self.starts = self._window_starts() if self.mode == "windows" else {}
         self.rows = {name: self._rows(name) for name in SPLITS}
+        self._done = 0  # batches of the first epoch that a resumed run has behind it
 
     def _check_together(self, vocab_from: str) -> None:
         """Refuse options that cannot go together."""
@@ -223,9 +241,20 @@ class CharDataModule(pl.LightningDataModule):
     def _batches_before(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch * int(self.trainer.num_training_batches)
 
-    def train_dataloader(self) -> Streams | Windows | Mix:
-        """One epoch of training batches."""
-        return self._loader("train")
+    def train_dataloader(self) -> Streams | Windows | Mix | Rest:
+        """One epoch of training batches; of the first, what a resumed run has not seen yet."""
+        loader, done, self._done = self._loader("train"), self._done, 0
+        return Rest(loader, done) if done else loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of the epoch training has behind it."""
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"batches": progress.processed % int(self.trainer.num_training_batches)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._done = whole("batches", state_dict["batches"], 0)
 
     def val_dataloader(self) -> Streams | Windows | Mix | list[Any]:
         """The validation batches, the same each time; none when the split is empty."""

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from charlm.checkpoint import KEY
+from charlm import rng
+from charlm.checkpoint import KEY, TRAINING
 from charlm.errors import UsageError
 from charlm.metrics import MeanPerCharacter
 from charlm.models import Network
 from charlm.optim import Objective, parameter_groups
-from charlm.state import State, detach, where_rows
+from charlm.state import State, detach, map_state, where_rows
 from charlm.streams import IGNORE, Batch
 
 
@@ -58,13 +59,15 @@ class CharLM(pl.LightningModule):
         # One slot a stage: validation never disturbs training. A plain dict, not buffers, so that weight
         # averaging and DDP leave it alone.
         self._carry: dict[str, State] = {}
+        self._resumed: dict[str, Any] | None = None  # from the checkpoint that training goes on from, until it does
+        self.begun = False  # whether training has, with everything restored
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Take the short way for the one attribute that Lightning sets some twenty times a step.
+        """Take the short way for an attribute that Lightning sets some twenty times a step, and one of ours.
 
         `nn.Module.__setattr__` looks for parameters, buffers and submodules each time: 0.05 ms a step.
         """
-        if name == "_current_fx_name":
+        if name in ("_current_fx_name", "step_nats"):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -86,6 +89,7 @@ class CharLM(pl.LightningModule):
         logits, y = self._logits("train", batch)
         loss, nats, penalty = self._objective(logits, y, self.network)
         count = y.numel() - batch.padded
+        self.step_nats = nats.detach()
         self.train_nats.update(nats.detach() * count, count)
         if penalty is not None:
             self.penalty.update(penalty.detach(), 1)
@@ -134,9 +138,39 @@ class CharLM(pl.LightningModule):
         self.accuracy.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint self-contained."""
+        """Make the checkpoint self-contained, and enough to go on from exactly."""
         if self._entry is not None:
             checkpoint[KEY] = self._entry
+        checkpoint[TRAINING] = {
+            "carry": self._carry.get("train"),
+            "means": {name: getattr(self, name).parts() for name in ("train_nats", "penalty")},
+            "random": rng.collect(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what `on_train_start` goes on from. Raises UsageError where Lightning would not miss a part."""
+        stateful = {c.state_key for c in self.trainer.callbacks if type(c).state_dict is not pl.Callback.state_dict}
+        whole = {
+            TRAINING: isinstance(checkpoint.get(TRAINING), dict),
+            "loops": isinstance(checkpoint.get("loops"), dict),
+            "callbacks": stateful <= set(checkpoint.get("callbacks") or ()),
+            "optimizer_states": len(checkpoint.get("optimizer_states", ())) == 1,
+            "lr_schedulers": len(checkpoint.get("lr_schedulers", ())) == (self._schedule is not None),
+        }
+        for part, there in whole.items():
+            if not there:
+                raise UsageError(f"the checkpoint cannot be resumed, it is damaged: its {part} are not whole")
+        self._resumed = checkpoint[TRAINING]
+
+    def on_train_start(self) -> None:
+        """Go on from a checkpoint: as late as can be, so that nothing draws random numbers in between."""
+        if self._resumed is not None:
+            if (carry := self._resumed["carry"]) is not None:
+                self._carry["train"] = map_state(lambda part: part.to(self.device), carry)
+            for name in ("train_nats", "penalty"):
+                getattr(self, name).restore(*self._resumed["means"][name])
+            rng.restore(self._resumed["random"])
+        self._resumed, self.begun = None, True
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, if there is one, its schedule. Raises UsageError for arguments they refuse."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, MultiStepLR
 
@@ -28,9 +29,18 @@ def step(optimizer: Optimizer, epochs: int, at: float | list[float] = 2 / 3, fac
     return MultiStepLR(optimizer, milestones, number("schedule.scheduler.factor", factor))
 
 
-def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, eta_min: float = 0.0) -> CosineAnnealingLR:
+class HalfCosine(CosineAnnealingLR):
+    """Stays at the lowest rate after its end, where PyTorch's would rise again: a resumed run may grow longer."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rate of each parameter group."""
+        over = self.last_epoch > self.T_max
+        return [self.eta_min for _ in self.base_lrs] if over else super().get_lr()
+
+
+def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, eta_min: float = 0.0) -> HalfCosine:
     """From the full rate down to `eta_min` over `epochs` along half a cosine. Moves at each step."""
-    return CosineAnnealingLR(optimizer, epochs * steps_per_epoch, lowest(optimizer, eta_min))
+    return HalfCosine(optimizer, epochs * steps_per_epoch, lowest(optimizer, eta_min))
 
 
 def sgdr(

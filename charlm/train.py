@@ -10,109 +10,221 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
-from charlm import checkpoint
-from charlm.build import build_callbacks, build_data, build_model, build_trainer, checkpoints, steps_per_epoch
+from charlm import checkpoint, resume
+from charlm.build import build_callbacks, build_checkpoints, build_data, build_model, build_trainer, steps_per_epoch
+from charlm.callbacks.checkpoints import Checkpoints
+from charlm.callbacks.health import Diverged, Health
 from charlm.callbacks.history import History
 from charlm.callbacks.samples import Samples
 from charlm.callbacks.terminal import Terminal, describe, machine, report
 from charlm.config import load_corpus, make, save_config
+from charlm.corpus import Corpus
 from charlm.data import CharDataModule
 from charlm.errors import UsageError
+from charlm.files import Store
+from charlm.interrupt import Interrupt
 from charlm.module import CharLM, parameter_count
 from charlm.options import whole
+from charlm.runs import resume_command
 
 
 def run(config: DictConfig) -> float:
     """Train as `config` says; returns the best validation loss in nats per character.
 
     Without a validation split it is the best epoch's training loss. Raises UsageError for whatever the
-    user can put right, before any work starts where that is possible.
+    user can put right, before any work starts where that is possible, and Interrupted when the user stops it.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    hydra = HydraConfig.get()
-    folder = Path(os.path.relpath(hydra.runtime.output_dir))
-    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
-        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir")
+    plan = resumed(config) if config.resume is not None else fresh(config)
+    config, settings, corpus, folder = plan.config, plan.settings, plan.corpus, plan.folder
     pl.seed_everything(whole("seed", config.seed, 0, 2**32 - 1), verbose=False)
-    corpus, config, substitution = load_corpus(config)
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(settings, corpus)
-    if config.schedule.steps_per_epoch is not None:
-        raise UsageError("schedule.steps_per_epoch is filled in by the program: leave it null")
     config.schedule.steps_per_epoch = steps_per_epoch(settings["trainer"], len(data.train_dataloader()))
     settings["schedule"] = OmegaConf.to_container(config.schedule, resolve=True)
     origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
-    model = build_model(config, settings, data, origin)
+    model = build_model(config, settings, data, origin, plan.record)
     validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
-    for notice in [substitution, *data.notices]:
-        if notice:
-            console.print(notice, style="bold yellow", markup=False)
 
-    header = describe(settings, data, model.network, folder)
-    sweep = None
-    if hydra.mode == RunMode.MULTIRUN:
-        sweep = Path(hydra.sweep.dir).name
-        header = {"job": f"{hydra.job.num}, {' '.join(hydra.overrides.task)}", **header}
+    store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
+    interrupt, health = Interrupt(), Health()
     observers = build_callbacks(config.callbacks)
     samples = next((c for c in observers if isinstance(c, Samples)), None)
-    history = History(folder)
-    best, last = checkpoints(folder / "checkpoints", "val/nats" if validate else "train/nats")
+    if samples is not None:
+        samples.store = store
+    history = History(folder / "metrics.csv", store)
+    monitor = "val/nats" if validate else "train/nats"
+    checkpoints = build_checkpoints(settings["checkpoint"], folder, monitor, interrupt, health)
+    header = {**plan.header, **describe(settings, data, model.network, folder)}
     # In this order: the row of an epoch is made before it is shown.
-    callbacks = [history, *observers, Terminal(console, header, history, samples), best, last]
+    callbacks = [health, history, *observers, Terminal(console, header, history, samples), checkpoints]
+    trainer = build_trainer(settings["trainer"], folder, callbacks, store, validate=validate)
+    for notice in [*plan.notices, *data.notices]:
+        console.print(notice, style="bold yellow", markup=False)
 
-    trainer = build_trainer(settings["trainer"], folder, callbacks, validate=validate)
-    save_config(config, folder)
-    started = time.perf_counter()
-    with quiet(), logging_to(trainer, config.logger, folder=folder, config=settings, sweep=sweep):
-        fit(trainer, model, data)
-        if not history.rows:
-            raise UsageError("trainer: these limits leave nothing to train")
-        test_nats = evaluate(trainer, model, data, best) if data.rows["test"] else None
-    summary = {
-        **best_losses(history, validated=validate),
-        **({} if test_nats is None else {"test_nats": test_nats}),
-        "epochs": len(history.rows),
-        "steps": trainer.global_step,
-        "parameters": parameter_count(model.network),
-        "characters": history.characters,
-        "characters_per_second": history.characters / history.training_seconds,
-        "fit_seconds": history.fit_seconds,
-        "seconds": time.perf_counter() - started,
-        "model": hydra.runtime.choices.get("model"),
-        "corpus": origin["name"],
-        "corpus_substituted": bool(substitution),
-        "leaky": data.leaky,
-        "corpus_source": corpus.source,
-        "corpus_sha256": corpus.sha256,
-        "seed": config.seed,
-        "device": str(trainer.strategy.root_device),
-        "machine": machine(trainer.strategy.root_device),
-        "best_checkpoint": relative(best.best_model_path),
-        "last_checkpoint": relative(last.best_model_path),
-    }
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
-    (folder / "summary.json").write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
+    new = plan.checkpoint is None
+    with claimed(folder, new=new), resumable(folder, checkpoints):
+        save_config(config, folder, plan.record["overrides"], new=new)
+        started = time.perf_counter()
+        with quiet(), logging_to(trainer, config.logger, folder=folder, config=settings, sweep=plan.record["sweep"]):
+            with interrupt.listening():
+                fit(trainer, model, data, plan.checkpoint)
+            if not history.rows:
+                raise UsageError("trainer: these limits leave nothing to train")
+            if not model.begun:
+                done = len(history.rows)
+                console.print(f"all {done} epochs are done; trainer.max_epochs={done + 1} or more would go on")
+            store.close()
+            test_nats = evaluate(trainer, model, data, checkpoints.best) if data.rows["test"] else None
+        summary = {
+            **best_losses(history, validated=validate),
+            **({} if test_nats is None else {"test_nats": test_nats}),
+            "epochs": len(history.rows),
+            "steps": trainer.global_step,
+            "parameters": parameter_count(model.network),
+            "characters": history.characters,
+            "characters_per_second": history.characters / history.training_seconds,
+            "fit_seconds": history.fit_seconds,
+            "seconds": time.perf_counter() - started + history.earlier_seconds,
+            "model": plan.record["model"],
+            "corpus": origin["name"],
+            "corpus_substituted": plan.record["substituted"],
+            "leaky": data.leaky,
+            "corpus_source": corpus.source,
+            "corpus_sha256": corpus.sha256,
+            "seed": config.seed,
+            "device": str(trainer.strategy.root_device),
+            "machine": machine(trainer.strategy.root_device),
+            "best_checkpoint": os.path.relpath(checkpoints.best),
+            "last_checkpoint": os.path.relpath(checkpoints.last),
+        }
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+        store.write(folder / "summary.json", (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
+        store.close()
     report(console, summary)
     return summary["best_val_nats"] if validate else summary["best_train_nats"]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What to train, where, and from which checkpoint if not from the beginning.
+
+    `record` is what a later resume needs besides the settings: names that the config does not hold.
+    """
+
+    config: DictConfig
+    settings: dict[str, Any]
+    corpus: Corpus
+    folder: Path
+    record: dict[str, Any]
+    header: dict[str, str]
+    notices: list[str]
+    checkpoint: Path | None = None
+
+
+def fresh(config: DictConfig) -> Plan:
+    """A new run. Raises UsageError when its folder holds one already."""
+    hydra = HydraConfig.get()
+    folder = Path(os.path.relpath(hydra.runtime.output_dir))
+    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
+        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or go on with resume={folder}")
+    if config.schedule.steps_per_epoch is not None:
+        raise UsageError("schedule.steps_per_epoch is filled in by the program: leave it null")
+    corpus, config, substitution = load_corpus(config)
+    record = {
+        "model": hydra.runtime.choices.get("model"),
+        "substituted": bool(substitution),
+        "sweep": None,
+        "overrides": list(hydra.overrides.task),
+    }
+    header = {}
+    if hydra.mode == RunMode.MULTIRUN:
+        record["sweep"] = Path(hydra.sweep.dir).name
+        header = {"job": f"{hydra.job.num}, {' '.join(hydra.overrides.task)}"}
+    notices = [substitution] if substitution else []
+    return Plan(config, container(config), corpus, folder, record, header, notices)
+
+
+def resumed(config: DictConfig) -> Plan:
+    """A run that goes on. Raises UsageError where it would not be the same run."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        raise UsageError("resume= goes on with one run: leave out -m")
+    stopped = resume.recall(config, list(hydra.overrides.task))
+    if Path(hydra.runtime.output_dir).resolve() != stopped.folder.resolve():
+        raise UsageError("a resumed run goes on in its own folder: leave out hydra.run.dir")
+    config = OmegaConf.create(resume.escape(stopped.settings))
+    corpus = make(config.data.corpus)
+    if corpus.sha256 != stopped.corpus.get("sha256"):
+        raise UsageError(
+            f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "
+            f"{stopped.corpus.get('sha256')}; bring back the old text, or start a new run"
+        )
+    folder = Path(os.path.relpath(stopped.folder))
+    header = {"resumed": f"from {stopped.path.name}"}
+    planned = stopped.settings["schedule"].get("scheduler") or {}
+    notices = []
+    if "epochs" in planned and planned["epochs"] < config.trainer.max_epochs:
+        notices.append(f"the schedule was made for {planned['epochs']} epochs: after them the rate stays as it is")
+    return Plan(config, container(config), corpus, folder, stopped.run, header, notices, stopped.path)
+
+
+def container(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values."""
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    return settings
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, new: bool) -> Iterator[None]:
+    """Keep every other process from training in `folder`. A process that is killed gives it free."""
+    claim = folder / ".hydra"
+    try:
+        claim.mkdir(exist_ok=not new)  # so that of two new runs in one folder the second stops here
+    except FileExistsError:
+        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir") from None
+    try:
+        with FileLock(claim / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(f"{folder} is being trained by another process: let it end, or stop it") from None
+
+
+@contextlib.contextmanager
+def resumable(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """Say, when something stops the run, what there is to go on with."""
+    try:
+        yield
+    except Diverged as error:
+        kept = [os.path.relpath(path) for path in (checkpoints.best, checkpoints.last) if path.exists()]
+        raise UsageError(f"{error}; from before that there is {' and '.join(kept)}") from None
+    except UsageError:
+        raise
+    except BaseException:
+        if checkpoints.last.exists():
+            print(f"go on with\n  {resume_command(folder)}", file=sys.stderr)
+        raise
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the two warnings that are of no use to the person at the terminal."""
+    """Without warnings that are of no use to the person at the terminal."""
     with warnings.catch_warnings():
         # We log on our own account, every `log_every_n_steps` steps, short epochs or not.
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+        # It is: the data module keeps the place.
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         # Lightning 2.6 with torch 2.13: Lightning's own use of a name that torch is about to drop.
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
         yield
@@ -137,19 +249,30 @@ def logging_to(trainer: pl.Trainer, node: DictConfig, **context: Any) -> Iterato
             wandb.finish(exit_code=status)
 
 
-def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule) -> None:
-    """Train. Raises KeyboardInterrupt when the user stops the run."""
+def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | None) -> None:
+    """Train, from the checkpoint at `path` if there is one.
+
+    Raises Interrupted after a signal, KeyboardInterrupt after a second one, and UsageError for a
+    checkpoint that does not fit.
+    """
     try:
-        trainer.fit(model, datamodule=data)
+        trainer.fit(model, datamodule=data, ckpt_path=path)
     except SystemExit:  # how Lightning ends after an interrupt
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    except UsageError:
+        raise
+    except Exception as error:
+        if path is None or model.begun:
+            raise
+        what = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
 
 
-def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: ModelCheckpoint) -> float:
+def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path) -> float:
     """The test loss of the best checkpoint, nats per character."""
-    network = checkpoint.read(best.best_model_path).network
+    network = checkpoint.read(best).network
     model.network.load_state_dict(network.state_dict())
     return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
 
@@ -164,8 +287,3 @@ def best_losses(history: History, *, validated: bool) -> dict[str, float]:
         "best_val_bpc": nats / math.log(2),
         "best_val_perplexity": math.exp(nats) if nats < 700 else math.inf,
     }
-
-
-def relative(path: str) -> str:
-    """A path as seen from the current folder."""
-    return os.path.relpath(path) if path else ""

@@ -53,8 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     networks = []
     fit = training.fit
 
-    def fit_and_keep(trainer: Any, model: Any, data: Any) -> None:
-        fit(trainer, model, data)
+    def fit_and_keep(trainer: Any, model: Any, *others: Any) -> None:
+        fit(trainer, model, *others)
         networks.append(copy.deepcopy(model.network).eval())
 
     arguments = ["data=text", f"data.path={corpus}", "data.lowercase=true", "data.bptt=16", "data.batch_size=4"]
@@ -123,7 +123,7 @@ def is_plain(value: object) -> bool:
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_a_checkpoint_opens_without_running_pickled_code(trained: Trained, name: str) -> None:
     content = torch.load(trained.file(name), weights_only=True)
-    assert set(content["charlm"]) == {"format", "model", "vocab", "normalisation", "config", "corpus"}
+    assert set(content["charlm"]) == {"format", "model", "vocab", "normalisation", "config", "corpus", "run"}
     assert is_plain(content["charlm"])
     weights = {key: value for key, value in content["state_dict"].items() if key.startswith("network.")}
     assert weights.keys() == {f"network.{key}" for key in trained.network.state_dict()}

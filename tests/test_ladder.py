@@ -375,7 +375,7 @@ def test_a_stop_ends_the_row_and_nothing_is_left_running(
                 time.sleep(0.1)
             process.send_signal(stop)
             _, errors = process.communicate(timeout=60)
-            assert process.returncode == 130 and errors.startswith("error: interrupted")
+            assert process.returncode == 130 and errors.startswith("interrupted")
             size = metrics.stat().st_size
             time.sleep(2)
             assert metrics.stat().st_size == size

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LRScheduler
 
 from charlm.build import steps_per_epoch
-from charlm.callbacks.cycles import CycleCheckpoints
+from charlm.callbacks.checkpoints import CycleCheckpoints
 from charlm.errors import UsageError
 from charlm.models.recurrent import GRU
 from charlm.schedules import cosine, cycles_begun, sgdr, step
@@ -151,7 +151,7 @@ def test_every_cycles_end_is_saved_with_the_weights_of_that_moment(text: str, tm
             seen.append(pl_module.network.head.bias.detach().clone())
             super().on_train_epoch_end(trainer, pl_module)
 
-    trainer(tmp_path, max_epochs=8, callbacks=[Watch()]).fit(module, datamodule=data)
+    trainer(tmp_path, max_epochs=8, callbacks=[Watch()], enable_checkpointing=True).fit(module, datamodule=data)
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert saved == ["cycle-1.ckpt", "cycle-2.ckpt", "cycle-3.ckpt"]
     for number, epoch in ((1, 1), (2, 3), (3, 7)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from charlm.files import Store
 from charlm.module import current_lr
 
 COLUMNS = (
@@ -28,30 +30,46 @@ VALIDATED = ("nats", "bpc", "perplexity", "accuracy")
 
 
 class History(pl.Callback):
-    """Keeps `rows`, one dict of `COLUMNS` an epoch (epochs count from 1), and writes them to a CSV file.
+    """Keeps `rows`, one dict of `COLUMNS` an epoch (epochs count from 1), and writes them to ``metrics.csv``.
 
     `characters_per_second` counts training characters over the time spent training, validation left
-    out. `seconds` is the whole epoch with its validation. Missing values are None.
+    out. `seconds` is the whole epoch with its validation. Missing values are None. A checkpoint holds all of it,
+    so the rows and times of a resumed run go on; time spent on work that a kill undid is in none of them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.csv"
+    def __init__(self, path: Path, store: Store) -> None:
+        self.path, self.store = path, store
         self.rows: list[dict[str, Any]] = []
         self.best_nats = math.inf  # over all validations, an epoch's end or not
         self.characters, self.training_seconds = 0, 0.0
+        self.fit_seconds = self.earlier_seconds = 0.0  # the latter: of `fit_seconds`, before a resume
+        self._val: dict[str, float] = {}
+        self._epoch: dict[str, Any] = {}  # of the epoch under way, from a checkpoint
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note how often to log; asked once, not at each step."""
+        """Note how often to log; asked once, not at each step. Take up the epoch that a checkpoint left off in."""
         self._every = trainer.log_every_n_steps if trainer.loggers else 0
         self._logged_step = trainer.global_step
-        self._fit_started = time.perf_counter()
+        now = time.perf_counter()
+        self._fit_started = now - self.fit_seconds
+        self._begin(trainer)
+        if self._epoch:
+            self._started, self._trained = now - self._epoch["seconds"], self._epoch["trained"]
+            self._lr, self._val = self._epoch["learning_rate"], dict(self._epoch["val"])
+            total, count, seconds = self._epoch["logged"]
+            self._logged = (total, count, now - seconds)
+            self._epoch = {}
+        self._write()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clocks."""
+        self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
         self._started = self._resumed = time.perf_counter()
         self._trained, self._lr = 0.0, current_lr(trainer.optimizers[0])
         self._logged = (0.0, 0, self._started)
-        self._val: dict[str, float] = {}
+        self._val = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Every `log_every_n_steps` steps, log the mean loss, the rate and the speed since the last time."""
@@ -112,7 +130,36 @@ class History(pl.Callback):
             "seconds": now - self._started,
         }
         self.rows.append(row)
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self.store.write(self.path, text.getvalue().encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows and sums so far, and the epoch under way."""
+        now = time.perf_counter()
+        return {
+            "rows": list(self.rows),
+            "best_nats": self.best_nats,
+            "characters": self.characters,
+            "training_seconds": self.training_seconds,
+            "fit_seconds": now - self._fit_started,
+            "epoch": {
+                "seconds": now - self._started,
+                "trained": self._trained + now - self._resumed,
+                "logged": (*self._logged[:2], now - self._logged[2]),
+                "learning_rate": self._lr,
+                "val": self._val,
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.rows = list(state_dict["rows"])
+        self.best_nats, self.characters = state_dict["best_nats"], state_dict["characters"]
+        self.training_seconds, self.fit_seconds = state_dict["training_seconds"], state_dict["fit_seconds"]
+        self.earlier_seconds, self._epoch = self.fit_seconds, state_dict["epoch"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 
+from charlm.files import Store
 from charlm.language_model import LanguageModel
 from charlm.options import number, whole
 
@@ -25,7 +26,12 @@ class Samples(pl.Callback):
         self.temperature = number("callbacks.samples.temperature", temperature)
         self.prompt = str(prompt)
         self.latest: str | None = None
+        self.store: Store | None = None  # where to write; charlm.train gives the run's own
         self._rows: list[list[Any]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Leave in the file what a resumed run had written when its checkpoint was."""
+        self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write and keep one sample."""
@@ -40,8 +46,20 @@ class Samples(pl.Callback):
         )
         network.train()
         self._rows.append([trainer.current_epoch + 1, self.latest])
-        with Path(trainer.default_root_dir, "samples.txt").open("a", encoding="utf-8", newline="") as file:
-            file.write(f"--- epoch {trainer.current_epoch + 1}\n{self.latest}\n")
+        self._write(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_text("samples", columns=["epoch", "text"], data=self._rows, step=trainer.global_step - 1)
+
+    def _write(self, trainer: Any) -> None:
+        if self.store is not None:
+            text = "".join(f"--- epoch {epoch}\n{words}\n" for epoch, words in self._rows)
+            self.store.write(Path(trainer.default_root_dir, "samples.txt"), text.encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The samples so far."""
+        return {"rows": list(self._rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._rows = list(state_dict["rows"])

@@ -59,12 +59,16 @@ def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Pa
     if run.exists() and any(run.iterdir()):
         if (run / "summary.json").exists() or said(run) != command(entry, overrides):
             raise UsageError(f"{run} holds something else: move it away, or choose another --folder")
-        shutil.rmtree(run)  # of a run of ours that was interrupted
+    # Of a run of ours that was interrupted. Without a checkpoint there is nothing in it that matters.
+    resumable = (run / "checkpoints/last.ckpt").is_file()
+    if not resumable:
+        shutil.rmtree(run, ignore_errors=True)
     # Through the environment, a path needs no quoting. The child reports its errors as if started by hand.
     environment = {**os.environ, "CHARLM_LADDER_RUN": str(run)}
     if not DEBUG:
         environment.pop("HYDRA_FULL_ERROR", None)
-    arguments = [*command(entry, overrides), "hydra.run.dir=${oc.env:CHARLM_LADDER_RUN}"]
+    where = "${oc.env:CHARLM_LADDER_RUN}"
+    arguments = [f"resume={where}"] if resumable else [*command(entry, overrides), f"hydra.run.dir={where}"]
     task = bar.add_task(f"row {entry.row}, epochs", total=None)
     with log.open("w") as out:
         process = subprocess.Popen(
