@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.profilers import PassThroughProfiler
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from charlm import checkpoint
 from charlm.callbacks.checkpoints import Checkpoints
@@ -20,13 +21,15 @@ from charlm.callbacks.health import Health
 from charlm.config import make
 from charlm.corpus import Corpus
 from charlm.data import CharDataModule
-from charlm.errors import UsageError
+from charlm.errors import UsageError, refusing
 from charlm.files import Store, StoreIO
 from charlm.interrupt import Interrupt
 from charlm.module import CharLM
 from charlm.optim import Objective
 from charlm.options import choice, number, whole
 from charlm.schedules import check_interval
+
+MOST_TENSORS = 10_000  # parameters of a network: making more takes longer than anyone means to wait
 
 
 def build_callbacks(node: DictConfig) -> list[pl.Callback]:
@@ -40,19 +43,15 @@ def build_callbacks(node: DictConfig) -> list[pl.Callback]:
 
 def build_checkpoints(node: Any, folder: Path, monitor: str, interrupt: Interrupt, health: Health) -> Checkpoints:
     """The callback that writes ``best.ckpt`` and ``last.ckpt``, as often as ``checkpoint`` says."""
-    try:
+    with refusing("checkpoint"):
         return Checkpoints(folder / "checkpoints", monitor, interrupt, health, **(node or {}))
-    except TypeError as error:
-        raise UsageError(f"checkpoint: {error}") from None
 
 
 def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
     """The data module that ``data`` describes."""
     options = {k: v for k, v in settings["data"].items() if k not in ("name", "corpus", "path", "paths", "encoding")}
-    try:
+    with refusing("data"):
         return CharDataModule(corpus, seed=settings["seed"], **options)
-    except TypeError as error:
-        raise UsageError(f"data: {error}") from None
 
 
 def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
@@ -69,6 +68,7 @@ def build_model(
     config: DictConfig, settings: dict[str, Any], data: CharDataModule, corpus: dict[str, Any], run: dict[str, Any]
 ) -> CharLM:
     """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
+    check_size(settings["model"], len(data.vocab))
     network = checkpoint.build_network(settings["model"], len(data.vocab))
     if network.context and (data.mode, data.bptt) != ("windows", network.context):
         raise UsageError(
@@ -83,14 +83,37 @@ def build_model(
     if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
     entry = checkpoint.pack(settings["model"], data.vocab, data.normalisation, settings, corpus, run)
-    try:
-        objective = Objective(**(settings["objective"] or {}))
-    except TypeError as error:
-        raise UsageError(f"objective: {error}") from None
-    groups = settings["parameter_groups"] or {}
+    with refusing("objective"):
+        objective = Objective(**(settings.get("objective") or {}))
+    groups = settings.get("parameter_groups") or {}
     model = CharLM(network, optimizer, schedule, interval, groups, objective, entry)
     model.configure_optimizers()  # a refused argument shows now
     return model
+
+
+def check_size(spec: dict[str, Any], vocab_size: int) -> None:
+    """Raise UsageError for a network that this machine could not train, before any memory is taken."""
+    with torch.device("meta"), checkpoint.at_most(MOST_TENSORS, "are allowed"), torch.random.fork_rng(devices=[]):
+        count = sum(p.numel() for p in checkpoint.build_network(spec, vocab_size).parameters())
+    needed, there = 16 * count, memory()  # weights, gradients and Adam's two averages, four bytes each
+    if needed > there:
+        raise UsageError(
+            f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, and there are {there / 1e9:,.1f} GB: "
+            f"lower model.hidden_size, model.embedding_size or model.layers"
+        )
+
+
+def memory() -> float:
+    """How many bytes this process may use: the machine's, or less where a container or the user limits them."""
+    limits: list[float] = [math.inf]
+    with contextlib.suppress(ImportError, AttributeError):  # not on Windows
+        import resource
+
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit in it ("max")
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limit for limit in limits if limit > 0)
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -120,7 +143,7 @@ def build_trainer(
         number("trainer.gradient_clip_val", settings["gradient_clip_val"])
     elif settings["gradient_clip_algorithm"] == "value":
         raise UsageError("trainer.gradient_clip_algorithm=value clips nothing without trainer.gradient_clip_val")
-    try:
+    with refusing("trainer"):
         return pl.Trainer(
             **{"profiler": _NoProfiler(), **settings},
             default_root_dir=folder,
@@ -131,5 +154,3 @@ def build_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UsageError(f"trainer: {error}") from None

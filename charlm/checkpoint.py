@@ -9,6 +9,8 @@ plain values. Opening one runs no pickled code (``weights_only=True``) and build
 from __future__ import annotations
 
 import importlib
+import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from charlm.errors import UsageError
+from charlm.errors import UsageError, refusing
 from charlm.models import Network
 from charlm.vocab import Vocab, check_normalisation
 
@@ -30,6 +32,13 @@ TRAINING = "charlm_training"  # carried state, running means and random states, 
 FORMAT = 1
 FAMILIES = "charlm.models."
 PARTS = ("model", "vocab", "normalisation", "config", "corpus", "run")
+MADE = {  # what PyTorch 2.6 to 2.13 calls to read the tensors and dicts of a checkpoint
+    "collections Counter",  # of a schedule that falls in steps
+    "collections OrderedDict",
+    "torch Size",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+}
 PREFIX = "network."  # where CharLM keeps the network's weights
 
 
@@ -79,11 +88,8 @@ def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     if not isinstance(family, type) or not issubclass(family, Network) or family.__module__ != module:
         raise refusal
     arguments = {key: value for key, value in spec.items() if key != "_target_"}
-    try:
+    with refusing("model"):
         return family(vocab_size=vocab_size, **arguments)
-    except (TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # PyTorch adds its C++ frames below
-        raise UsageError(f"model: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -98,27 +104,62 @@ class Opened:
     run: dict[str, Any]
 
 
+def contents(path: Path) -> dict[str, Any]:
+    """What a checkpoint file of PyTorch holds: plain values and tensors, whoever wrote it.
+
+    No pickled code runs, and no more memory is taken than the file is long. Raises UsageError when it is missing,
+    damaged or something else.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            # As PyTorch writes it: nothing compressed, so nothing is larger in memory than on the disk.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError
+            damaged = archive.testzip()  # PyTorch does not look at the check sums
+            for entry in entries if damaged is None else ():
+                if entry.filename.endswith("data.pkl"):
+                    check_pickle(archive.read(entry))
+        if damaged is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
+                content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged zip or pickle can raise anything
+        raise UsageError(
+            f"{path} is not a checkpoint that can be opened safely: it is cut short, damaged, or something else"
+        ) from None
+    if damaged is not None:
+        raise UsageError(f"{path} is damaged: the check sum of its entry {damaged!r} is wrong")
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
+    return content
+
+
+def check_pickle(data: bytes) -> None:
+    """Raise ValueError for a pickle that would call anything but what makes tensors and ordered dicts.
+
+    ``weights_only=True`` alone lets more through, such as a bytearray of any size.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "GLOBAL":
+            if argument not in MADE and not re.fullmatch(r"torch [A-Z][A-Za-z0-9]*Storage", str(argument)):
+                raise ValueError
+        elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+            raise ValueError
+
+
 def read(path: str | Path) -> Opened:
     """Open a checkpoint on the CPU, whatever device wrote it.
 
     Raises UsageError when it is missing, damaged, not charlm's, or asks for something unsafe.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # PyTorch itself does not look at the check sums
-    except Exception:  # a damaged zip or pickle can raise anything
-        raise UsageError(
-            f"{path} is not a checkpoint that can be opened safely: it is cut short, damaged, or something else"
-        ) from None
-    if damaged:
-        raise UsageError(f"{path} is damaged: the check sum of its entry {damaged} is wrong")
-    entry = content.get(KEY) if isinstance(content, dict) else None
+    content = contents(path)
+    entry = content.get(KEY)
     if not isinstance(entry, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     if entry.get("format") != FORMAT:
@@ -127,17 +168,21 @@ def read(path: str | Path) -> Opened:
     parts["run"] = entry.get("run", {})  # older files have none; they only cannot be resumed
     parts["state_dict"] = content.get("state_dict")
     for name, part in parts.items():
-        if not isinstance(part, dict):
-            raise UsageError(f"{path} is damaged: its {name} is missing")
+        if not isinstance(part, dict) or not (name == "state_dict" or is_plain(part)):
+            raise UsageError(f"{path} is damaged: its {name} is missing or not plain values")
     try:
         vocab, normalisation = Vocab.from_dict(parts["vocab"]), check_normalisation(parts["normalisation"])
         if not all(isinstance(key, str) for key in parts["state_dict"]):
             raise UsageError("its weights have names that are not text")
         weights = {key.removeprefix(PREFIX): w for key, w in parts["state_dict"].items() if key.startswith(PREFIX)}
+        check_weights(weights, path.stat().st_size)
         # Shapes only, and no more parameters than the file has weights: a file cannot ask for more memory or
         # time than its own size warrants.
-        with torch.device("meta"), at_most(len(weights)):
+        with torch.device("meta"), at_most(len(weights), "its file holds"):
             network = build_network(parts["model"], len(vocab))
+        for name, tensor in network.state_dict().items():
+            if name in weights and weights[name].is_floating_point() != tensor.is_floating_point():
+                raise UsageError(f"its weight {name!r} is of type {weights[name].dtype}")
         network.load_state_dict(weights, assign=True)
         if any(buffer.is_meta for buffer in network.buffers()):  # one that is made, not stored: a mask, say
             network = build_network(parts["model"], len(vocab))
@@ -149,16 +194,48 @@ def read(path: str | Path) -> Opened:
     return Opened(network.eval(), vocab, normalisation, *(parts[name] for name in PARTS[3:]))
 
 
+def is_plain(value: object, depth: int = 32) -> bool:
+    """Whether `value` is made of nothing but dicts with text keys, lists, text, numbers, truth values and None."""
+    if depth and type(value) is dict:
+        return all(type(key) is str and is_plain(part, depth - 1) for key, part in value.items())
+    if depth and type(value) in (list, tuple):
+        return all(is_plain(part, depth - 1) for part in value)  # type: ignore[attr-defined]
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def check_weights(weights: Mapping[str, Any], size: int) -> None:
+    """Raise UsageError for weights that are not what a file of `size` bytes can hold.
+
+    A tensor may claim any shape over a small memory (strides of 0), or none at all: such weights would ask for
+    more memory as soon as they are used.
+    """
+    total = 0
+    for name, tensor in weights.items():
+        if (
+            type(tensor) is not torch.Tensor
+            or tensor.layout != torch.strided
+            or tensor.device.type != "cpu"
+            or tensor.is_quantized
+            or not tensor.is_contiguous()
+        ):
+            raise UsageError(f"its weight {name!r} is not a plain tensor")
+        total += tensor.nbytes
+    if total > 2 * size:  # twice, because tied weights are stored once
+        raise UsageError(f"its weights claim {total:,} bytes, more than the file's {size:,}")
+    if len({tensor.dtype for tensor in weights.values()} - {torch.int64}) > 1:
+        raise UsageError("its weights are of different precision")
+
+
 @contextmanager
-def at_most(count: int) -> Iterator[None]:
-    """Raise UsageError as soon as modules are given more than `count` parameters."""
+def at_most(count: int, limit: str) -> Iterator[None]:
+    """Raise UsageError as soon as modules are given more than `count` parameters, as `limit` says."""
     left = count
 
     def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            raise UsageError(f"its model has more parameters than the {count} that are stored")
+            raise UsageError(f"the model has more than the {count:,} parameter tensors that {limit}")
 
     handle = register_module_parameter_registration_hook(registered)
     try:

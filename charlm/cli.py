@@ -13,6 +13,7 @@ from charlm.errors import UsageError
 from charlm.interrupt import Interrupted
 
 DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user's own wish, before this module sets it
+LONGEST = 2000  # characters of a message
 UNWRITABLE = {
     errno.EACCES,
     errno.EEXIST,
@@ -32,6 +33,8 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 def end(message: str, status: int) -> NoReturn:
     """Print a line to stderr and end the program."""
+    if len(message) > LONGEST:  # it quotes something endless
+        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
     print(message, file=sys.stderr)
     raise SystemExit(status)
 

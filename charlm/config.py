@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,96 @@ from charlm.corpus import Corpus, Unavailable
 from charlm.errors import UsageError
 
 FALLBACK = "python_docs"
+# A config may come with a checkpoint from anywhere, so it makes nothing but what these modules define.
+TRUSTED = (
+    "charlm.callbacks",
+    "charlm.corpus",
+    "charlm.loggers",
+    "charlm.schedules",
+    "pytorch_lightning.callbacks",
+    "torch.optim",
+)
+SECTIONS = {  # without which no run can be; those without keys may be null
+    "data": ("name", "corpus", "split", "mode", "bptt", "batch_size"),
+    "model": ("_target_",),
+    "optimizer": ("_target_",),
+    "schedule": ("interval", "scheduler", "steps_per_epoch"),
+    "trainer": ("accelerator", "devices", "precision", "max_epochs", "gradient_clip_val", "gradient_clip_algorithm"),
+    "logger": ("_target_",),
+    "callbacks": (),
+    "checkpoint": (),
+    "objective": (),
+    "parameter_groups": (),
+}
+TRUST = "CHARLM_TRUST"  # the environment variable with the user's own packages: no file can set it
 
 
 def make(node: Any) -> Any:
-    """Hydra's `instantiate`; what it cannot make is a UsageError that names the field."""
+    """Hydra's `instantiate`; what it cannot or may not make is a UsageError that names the field."""
+    if node is None:
+        return None
+    if not isinstance(node, DictConfig):
+        raise UsageError(f"{str(node)[:80]!r} stands in the config where there must be a section with a _target_")
+    check_targets(plain(node))
     try:
         return instantiate(node, _convert_="all")  # plain lists: a ListConfig would end up in checkpoints
-    except InstantiationException as error:
-        cause = error.__cause__
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, UsageError):
             raise cause from None
         raise UsageError(f"{node._get_full_key(None)}: {cause or error}") from None
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values."""
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    return settings
+
+
+def check_sections(config: DictConfig) -> None:
+    """Raise UsageError for a config that lacks what every run needs, or has something else in its place."""
+    settings = plain(config)
+    if not isinstance(settings, dict) or "seed" not in settings:
+        raise UsageError("seed is missing in the config: give seed=NUMBER")
+    for section, keys in SECTIONS.items():
+        node = settings.get(section)
+        if node is None and not keys:
+            continue
+        if not isinstance(node, dict):
+            raise UsageError(f"{section} must be a section of the config, not {str(node)[:80]!r}: see conf/")
+        if lacking := [key for key in keys if key not in node]:
+            raise UsageError(f"{section}.{lacking[0]} is missing in the config: see conf/{section}/")
+
+
+def check_targets(value: Any) -> None:
+    """Raise UsageError if something below `value` would be made by code that is not trusted."""
+    if isinstance(value, list):
+        for part in value:
+            check_targets(part)
+    elif isinstance(value, dict):
+        if "_target_" in value and not is_trusted(value["_target_"]):
+            raise UsageError(
+                f"_target_={value['_target_']!r} is not made from a config: it is not in {', '.join(TRUSTED)}; for a "
+                f"package of your own, set {TRUST}=PACKAGE in the environment"
+            )
+        check_targets(list(value.values()))
+
+
+def is_trusted(target: object) -> bool:
+    """Whether `target` names a public class or function that a trusted module itself defines."""
+    trusted = (*TRUSTED, *filter(None, os.environ.get(TRUST, "").split(",")))
+
+    def within(module: object) -> bool:
+        return any(f"{module}.".startswith(f"{package}.") for package in trusted)
+
+    module, _, name = str(target).rpartition(".")
+    if not within(module) or name.startswith("_") or not all(part.isidentifier() for part in module.split(".")):
+        return False
+    try:
+        # Nothing that a module merely imports: charlm.corpus.os.system must not be reached.
+        return within(getattr(getattr(importlib.import_module(module), name, None), "__module__", None))
+    except ImportError:
+        return False
 
 
 def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:

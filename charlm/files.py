@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from charlm.checkpoint import contents
 from charlm.errors import UsageError
 
 
@@ -90,7 +91,7 @@ class StoreIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the checkpoint at `path` on the CPU; plain values and tensors only, whatever is asked for."""
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return contents(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the checkpoint at `path`."""

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from charlm import rng
 from charlm.checkpoint import KEY, TRAINING
-from charlm.errors import UsageError
+from charlm.errors import UsageError, refusing
 from charlm.metrics import MeanPerCharacter
 from charlm.models import Network
 from charlm.optim import Objective, parameter_groups
@@ -149,7 +149,8 @@ class CharLM(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what `on_train_start` goes on from. Raises UsageError where Lightning would not miss a part."""
-        stateful = {c.state_key for c in self.trainer.callbacks if type(c).state_dict is not pl.Callback.state_dict}
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        stateful = {c.state_key for c in callbacks if type(c).state_dict is not pl.Callback.state_dict}
         whole = {
             TRAINING: isinstance(checkpoint.get(TRAINING), dict),
             "loops": isinstance(checkpoint.get("loops"), dict),
@@ -174,20 +175,16 @@ class CharLM(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, if there is one, its schedule. Raises UsageError for arguments they refuse."""
-        try:
+        with refusing("optimizer"):
             optimizer = self._optimizer(parameter_groups(self.network, self._groups))
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"optimizer: {error}") from None
         if any("weight_decay" in (group or {}) for group in optimizer.param_groups) > (
             "weight_decay" in optimizer.defaults
         ):
             raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay")
         if self._schedule is None:
             return optimizer
-        try:
+        with refusing("schedule"):
             schedule = self._schedule(optimizer)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"schedule: {error}") from None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self._interval}}
 
 

@@ -10,33 +10,31 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
-from charlm import checkpoint, resume
+from charlm import checkpoint
 from charlm.build import build_callbacks, build_checkpoints, build_data, build_model, build_trainer, steps_per_epoch
 from charlm.callbacks.checkpoints import Checkpoints
 from charlm.callbacks.health import Diverged, Health
 from charlm.callbacks.history import History
 from charlm.callbacks.samples import Samples
 from charlm.callbacks.terminal import Terminal, describe, machine, report
-from charlm.config import load_corpus, make, save_config
-from charlm.corpus import Corpus
+from charlm.config import make, save_config
 from charlm.data import CharDataModule
 from charlm.errors import UsageError
 from charlm.files import Store
 from charlm.interrupt import Interrupt
 from charlm.module import CharLM, parameter_count
 from charlm.options import whole
+from charlm.plan import fresh, resumed
 from charlm.runs import resume_command
 
 
@@ -59,13 +57,13 @@ def run(config: DictConfig) -> float:
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
     interrupt, health = Interrupt(), Health()
-    observers = build_callbacks(config.callbacks)
+    observers = build_callbacks(config.get("callbacks"))
     samples = next((c for c in observers if isinstance(c, Samples)), None)
     if samples is not None:
         samples.store = store
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
-    checkpoints = build_checkpoints(settings["checkpoint"], folder, monitor, interrupt, health)
+    checkpoints = build_checkpoints(settings.get("checkpoint"), folder, monitor, interrupt, health)
     header = {**plan.header, **describe(settings, data, model.network, folder)}
     # In this order: the row of an epoch is made before it is shown.
     callbacks = [health, history, *observers, Terminal(console, header, history, samples), checkpoints]
@@ -114,76 +112,6 @@ def run(config: DictConfig) -> float:
         store.close()
     report(console, summary)
     return summary["best_val_nats"] if validate else summary["best_train_nats"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to train, where, and from which checkpoint if not from the beginning.
-
-    `record` is what a later resume needs besides the settings: names that the config does not hold.
-    """
-
-    config: DictConfig
-    settings: dict[str, Any]
-    corpus: Corpus
-    folder: Path
-    record: dict[str, Any]
-    header: dict[str, str]
-    notices: list[str]
-    checkpoint: Path | None = None
-
-
-def fresh(config: DictConfig) -> Plan:
-    """A new run. Raises UsageError when its folder holds one already."""
-    hydra = HydraConfig.get()
-    folder = Path(os.path.relpath(hydra.runtime.output_dir))
-    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
-        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or go on with resume={folder}")
-    if config.schedule.steps_per_epoch is not None:
-        raise UsageError("schedule.steps_per_epoch is filled in by the program: leave it null")
-    corpus, config, substitution = load_corpus(config)
-    record = {
-        "model": hydra.runtime.choices.get("model"),
-        "substituted": bool(substitution),
-        "sweep": None,
-        "overrides": list(hydra.overrides.task),
-    }
-    header = {}
-    if hydra.mode == RunMode.MULTIRUN:
-        record["sweep"] = Path(hydra.sweep.dir).name
-        header = {"job": f"{hydra.job.num}, {' '.join(hydra.overrides.task)}"}
-    notices = [substitution] if substitution else []
-    return Plan(config, container(config), corpus, folder, record, header, notices)
-
-
-def resumed(config: DictConfig) -> Plan:
-    """A run that goes on. Raises UsageError where it would not be the same run."""
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        raise UsageError("resume= goes on with one run: leave out -m")
-    stopped = resume.recall(config, list(hydra.overrides.task))
-    if Path(hydra.runtime.output_dir).resolve() != stopped.folder.resolve():
-        raise UsageError("a resumed run goes on in its own folder: leave out hydra.run.dir")
-    config = OmegaConf.create(resume.escape(stopped.settings))
-    corpus = make(config.data.corpus)
-    if corpus.sha256 != stopped.corpus.get("sha256"):
-        raise UsageError(
-            f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "
-            f"{stopped.corpus.get('sha256')}; bring back the old text, or start a new run"
-        )
-    folder = Path(os.path.relpath(stopped.folder))
-    header = {"resumed": f"from {stopped.path.name}"}
-    planned = stopped.settings["schedule"].get("scheduler") or {}
-    notices = []
-    if "epochs" in planned and planned["epochs"] < config.trainer.max_epochs:
-        notices.append(f"the schedule was made for {planned['epochs']} epochs: after them the rate stays as it is")
-    return Plan(config, container(config), corpus, folder, stopped.run, header, notices, stopped.path)
-
-
-def container(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values."""
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    return settings
 
 
 @contextlib.contextmanager
@@ -264,6 +192,11 @@ def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | N
     except UsageError:
         raise
     except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise UsageError(
+                f"there is not enough memory: lower data.batch_size={data.batch_size}, data.bptt={data.bptt} or "
+                f"model.hidden_size"
+            ) from None
         if path is None or model.begun:
             raise
         what = " ".join(str(error).split())[:200]

@@ -27,7 +27,7 @@ from charlm import UsageError
 from charlm.faults import __main__ as faults
 from charlm.faults.compare import compare, differences, rows
 from charlm.module import CharLM
-from charlm.resume import escape
+from charlm.plan import escape
 from charlm.runs import quoted, resume_command
 from conftest import ROOT, SMALL, run_train, summary
 
