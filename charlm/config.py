@@ -73,7 +73,7 @@ def check_sections(config: DictConfig) -> None:
         if node is None and not keys:
             continue
         if not isinstance(node, dict):
-            raise UsageError(f"{section} must be a section of the config, not {str(node)[:80]!r}: see conf/")
+            raise UsageError(f"{section}={str(node)[:80]} must be a section of the config: see conf/")
         if lacking := [key for key in keys if key not in node]:
             raise UsageError(f"{section}.{lacking[0]} is missing in the config: see conf/{section}/")
 
@@ -109,6 +109,14 @@ def is_trusted(target: object) -> bool:
         return False
 
 
+def make_corpus(config: DictConfig) -> Corpus:
+    """The text that ``data.corpus`` describes."""
+    corpus = make(config.data.corpus)
+    if not isinstance(corpus, Corpus):
+        raise UsageError("data.corpus is not a text: it needs a _target_ of charlm.corpus")
+    return corpus
+
+
 def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
     """The corpus, the config that is really used, and a line to print if they were substituted.
 
@@ -116,7 +124,7 @@ def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
     one that the user named, nor that of a recipe (``experiment=``).
     """
     try:
-        return make(config.data.corpus), config, ""
+        return make_corpus(config), config, ""
     except Unavailable as error:
         hydra = HydraConfig.get()
         named = any(override.split("=")[0] == "data" for override in hydra.overrides.task)
@@ -127,7 +135,7 @@ def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
             f"the reference text that came with your Python."
         )
     config = compose(hydra.job.config_name, [*hydra.overrides.task, f"data={FALLBACK}"])
-    return make(config.data.corpus), config, line
+    return make_corpus(config), config, line
 
 
 def save_config(config: DictConfig, folder: Path, overrides: list[str], *, new: bool) -> None:

@@ -82,12 +82,19 @@ class StoreIO(CheckpointIO):
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._proven = False  # that what is written can be read
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         self.store.write(Path(path), buffer.getvalue())
+        if not self._proven and Path(path).exists():
+            try:
+                contents(Path(path))
+            except UsageError:
+                raise UsageError("callbacks: one keeps in checkpoints what is not plain values and tensors") from None
+            self._proven = True
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the checkpoint at `path` on the CPU; plain values and tensors only, whatever is asked for."""

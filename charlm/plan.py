@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from charlm import checkpoint
-from charlm.config import check_sections, load_corpus, make, plain
+from charlm.config import check_sections, load_corpus, make_corpus, plain
 from charlm.corpus import Corpus
 from charlm.errors import UsageError
 from charlm.runs import find, folder_of
@@ -87,7 +87,7 @@ def resumed(config: DictConfig) -> Plan:
     if Path(hydra.runtime.output_dir).resolve() != stopped.folder.resolve():
         raise UsageError("a resumed run goes on in its own folder: leave out hydra.run.dir")
     config = OmegaConf.create(escape(stopped.settings))
-    corpus = make(config.data.corpus)
+    corpus = make_corpus(config)
     if corpus.sha256 != stopped.corpus.get("sha256"):
         raise UsageError(
             f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "

@@ -302,19 +302,20 @@ def compose_run(overrides: list[str], folder: Path) -> Any:
     """What train.py would be given, with Hydra told where it runs."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", [*overrides, f"hydra.run.dir={folder}"], return_hydra_config=True)
-    folder.mkdir(parents=True, exist_ok=True)  # as Hydra does
     with open_dict(config):
         config.hydra.runtime.output_dir = str(folder)
         config.hydra.job.num = 0
         config.hydra.job.id = "0"
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
     return config
 
 
-def run_config(config: Any) -> tuple[int, str]:
-    """Train as `train.py` would; returns the exit status and what it said on stderr."""
+def run_config(composed: Any, settings: Any = None) -> tuple[int, str]:
+    """Train as `train.py` would, as `composed` says or `settings` in its place; returns status and stderr."""
+    HydraConfig.instance().set_config(composed)
+    Path(composed.hydra.runtime.output_dir).mkdir(exist_ok=True)
+    if settings is None:
+        settings = {key: composed._get_node(key) for key in composed if key != "hydra"}
+    config = OmegaConf.create(settings)
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err), exit_cleanly():
@@ -340,41 +341,40 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Counter[str]:
 
 def fuzz_configs(count: int, seed: int, folder: Path) -> Counter[str]:
     """Train as `count` hostile configs say, half of them in a checkpoint that is resumed; 19 of 20 stop when ready."""
-    overrides = train_small(folder)
-    plain = OmegaConf.to_container(compose_run(overrides, folder / "x"))
+    overrides, run = train_small(folder), folder / "fuzz"
+    new, again = compose_run(overrides, run), compose_run([f"resume={run}"], run)
+    plain = OmegaConf.to_container(new)
+    del plain["hydra"]
     fit = charlm.train.fit
     results: Counter[str] = Counter()
     for number in range(count):
-        rng, run = random.Random(f"{seed} {number}"), folder / "fuzz"
-        shutil.rmtree(run, ignore_errors=True)
-        resumed, real = number % 2 == 1, number % 40 < 2
+        rng, resumed, real = random.Random(f"{seed} {number}"), number % 2 == 1, number % 40 < 2
         charlm.train.fit = fit if real else lambda *arguments: None
+        shutil.rmtree(run, ignore_errors=True)
         settings = copy.deepcopy(plain)
         if resumed:
             shutil.copytree(folder / "run", run)
-            last = run / "checkpoints/last.ckpt"
-            tree = torch.load(last, weights_only=True)
+            tree = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
             settings = tree["charlm"]["config"]
         what = mutate(settings, rng)
         if isinstance(settings.get("trainer"), dict) and real:
             settings["trainer"]["max_epochs"] = 1 + resumed
-        label = f"{'resumed' if resumed else 'new'} {number} ({what})"
-        with naming(label):
+        kind = "resumed" if resumed else "new"
+        with naming(f"{kind} {number} ({what})"):
             if resumed:
-                torch.save(tree, last)
-                status, said = run_config(compose_run([f"resume={run}"], run))
+                torch.save(tree, run / "checkpoints/last.ckpt")
+                status, said = run_config(again)
             else:
-                compose_run(overrides, run)
                 try:
-                    config = OmegaConf.create(settings)
+                    OmegaConf.create(settings)
                 except Exception:  # no config at all, by OmegaConf's own word
                     results["new: no config"] += 1
                     continue
-                status, said = run_config(config)
+                status, said = run_config(new, settings)
             if status:
                 sentence(said)
-            what = "trained" if not status else "made ready" if "nothing to train" in said else "refused"
-            results[f"{'resumed' if resumed else 'new'}: {what}"] += 1
+            end = "trained" if not status else "made ready" if "nothing to train" in said else "refused"
+            results[f"{kind}: {end}"] += 1
     return results
 
 

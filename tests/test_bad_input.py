@@ -254,7 +254,7 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
         ("schedule=sgdr schedule.scheduler.cycle_mult=0", "schedule.scheduler.cycle_mult=0 must be a whole number"),
         ("parameter_groups.head.lr=-1", "parameter_groups.head.lr=-1"),
         ("parameter_groups.head.lr=abc", "parameter_groups.head.lr=abc"),
-        ("parameter_groups=3", "parameter_groups=3 must hold embedding, recurrent, head"),
+        ("parameter_groups=3", "parameter_groups=3 must be a section of the config"),
         ("schedule=sgdr schedule.interval=epoch", "schedule.interval=epoch does not fit this schedule"),
         ("schedule=step schedule.interval=step", "which moves at each epoch"),
         ("schedule=cosine schedule.steps_per_epoch=0", "schedule.steps_per_epoch is filled in"),

@@ -116,6 +116,12 @@ def test_lightnings_checkpoints_go_through_the_store(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_checkpoint_that_could_not_be_opened_again_is_refused_at_once(tmp_path: Path) -> None:
+    io = StoreIO(Store(lambda text: None))
+    with pytest.raises(UsageError, match="not plain values"):
+        io.save_checkpoint({"a": Path("x")}, tmp_path / "a.ckpt")
+
+
 @pytest.fixture
 def base(text_file: Path) -> list[str]:
     return [*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=8", "trainer.max_epochs=3"]

@@ -30,6 +30,11 @@ def test_the_two_commands_of_the_issue_stand_in_the_readme() -> None:
 @pytest.mark.parametrize("command", TRAIN)
 def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
     arguments = [a for a in shlex.split(command)[2:] if not a.startswith(("trainer.max_epochs", "data.path"))]
+    if arguments[0].startswith("resume="):
+        run_train(*SMALL, *FEWER, "data=text", f"data.path={text_file}", f"hydra.run.dir={tmp_path}")
+        run_train(f"resume={tmp_path}", *shlex.split(command)[3:])
+        assert summary(tmp_path)["epochs"] == 18
+        return
     if "data=mix" in arguments:
         run_train(*arguments, f"data.paths=[{text_file},{text_file}]", *SMALL[:1], *FEWER, f"hydra.run.dir={tmp_path}")
         return
@@ -67,5 +72,5 @@ def test_ladder_commands_name_rows_that_are_there() -> None:
 
 
 def test_every_file_the_readme_names_exists() -> None:
-    for name in re.findall(r"`((?:charlm|conf|benchmarks)/[\w./]*)`", README):
+    for name in re.findall(r"`((?:charlm|conf|benchmarks|docs|\.ci)/[\w./]*)`", README):
         assert (ROOT / name.replace("yours", "gru")).exists(), name

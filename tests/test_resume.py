@@ -88,6 +88,32 @@ def test_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not_been(train: Train
     assert differences(unbroken, run) == []
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ["+trainer.max_steps=70"],
+        ["+trainer.max_steps=56"],  # at an epoch's end
+        ["+trainer.limit_train_batches=10"],
+        ["+trainer.limit_train_batches=0.4"],
+        ["+trainer.check_val_every_n_epoch=2"],
+        ["+trainer.val_check_interval=9"],
+        ["+trainer.val_check_interval=9", "+trainer.check_val_every_n_epoch=null"],
+        ["+trainer.val_check_interval=5"],  # a checkpoint and a validation after the same step
+        ["+trainer.accumulate_grad_batches=4"],
+        ["+trainer.limit_val_batches=0"],
+        ["trainer.precision=bf16-true"],
+        ["optimizer=sgd", "optimizer.momentum=0.9"],
+        ["callbacks=ema", "+trainer.val_check_interval=9"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("until", [12, 25])
+def test_so_does_one_under_lightnings_limits(train: Train, limits: list[str], until: int) -> None:
+    unbroken, run = train("unbroken", *limits), train("killed", *limits, until=until)
+    train("killed", f"resume={run}")
+    assert differences(unbroken, run) == []
+
+
 @pytest.mark.parametrize("name", ["best", "cycle-1"])
 def test_any_checkpoint_can_be_gone_on_from(train: Train, name: str) -> None:
     unbroken = train("unbroken", "schedule=sgdr", "model=lstm")
