@@ -172,9 +172,7 @@ def logging_to(trainer: pl.Trainer, node: DictConfig, **context: Any) -> Iterato
         status = 0
     finally:
         if isinstance(logger, WandbLogger):
-            import wandb
-
-            wandb.finish(exit_code=status)
+            logger.experiment.finish(exit_code=status)
 
 
 def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | None) -> None:
@@ -184,11 +182,8 @@ def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | N
     checkpoint that does not fit.
     """
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=path)
-    except SystemExit:  # how Lightning ends after an interrupt
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
+        with interruptible(trainer):
+            trainer.fit(model, datamodule=data, ckpt_path=path)
     except UsageError:
         raise
     except Exception as error:
@@ -207,7 +202,19 @@ def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Pat
     """The test loss of the best checkpoint, nats per character."""
     network = checkpoint.read(best).network
     model.network.load_state_dict(network.state_dict())
-    return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
+    with interruptible(trainer):
+        return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
+
+
+@contextlib.contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Make a KeyboardInterrupt again of what Lightning makes of it."""
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def best_losses(history: History, *, validated: bool) -> dict[str, float]:
