@@ -138,6 +138,9 @@ def build_trainer(
     devices = settings["devices"]
     if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
         raise UsageError(f"trainer.devices={devices}: a run trains on one device; give 1, or one number such as [0]")
+    for name, only in {"num_nodes": 1, "strategy": "auto"}.items():
+        if settings.get(name, only) != only:
+            raise UsageError(f"trainer.{name}={settings[name]}: a run trains on one device; leave it out")
     whole("trainer.max_epochs", settings["max_epochs"], 1)
     if settings["gradient_clip_val"] is not None:
         number("trainer.gradient_clip_val", settings["gradient_clip_val"])

@@ -39,6 +39,7 @@ MADE = {  # what PyTorch 2.6 to 2.13 calls to read the tensors and dicts of a ch
     "torch._utils _rebuild_parameter",
     "torch._utils _rebuild_tensor_v2",
 }
+MOST_VALUES, MOST_DEPTH = 100_000, 32  # of a config
 PREFIX = "network."  # where CharLM keeps the network's weights
 
 
@@ -113,8 +114,12 @@ def contents(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py")
     try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\3\4":  # PyTorch would read it as something else, where a zip only looks at the end
+                raise ValueError
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            check_names([entry.filename for entry in entries])
             # As PyTorch writes it: nothing compressed, so nothing is larger in memory than on the disk.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError
@@ -137,6 +142,14 @@ def contents(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     return content
+
+
+def check_names(names: list[str]) -> None:
+    """Raise ValueError for entries that PyTorch, which takes large and small letters for the same, could mix up."""
+    if len({name.lower() for name in names}) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
+        raise ValueError
+    if [name for name in names if name.lower().endswith(".pkl")] != [f"{names[0].partition('/')[0]}/data.pkl"]:
+        raise ValueError
 
 
 def check_pickle(data: bytes) -> None:
@@ -194,13 +207,31 @@ def read(path: str | Path) -> Opened:
     return Opened(network.eval(), vocab, normalisation, *(parts[name] for name in PARTS[3:]))
 
 
-def is_plain(value: object, depth: int = 32) -> bool:
-    """Whether `value` is made of nothing but dicts with text keys, lists, text, numbers, truth values and None."""
-    if depth and type(value) is dict:
-        return all(type(key) is str and is_plain(part, depth - 1) for key, part in value.items())
-    if depth and type(value) in (list, tuple):
-        return all(is_plain(part, depth - 1) for part in value)  # type: ignore[attr-defined]
-    return value is None or type(value) in (str, int, float, bool)
+def is_plain(value: object) -> bool:
+    """Whether `value` is made of nothing but dicts with text keys, lists, text, numbers, truth values and None.
+
+    And not of more than a config can be: a list that holds another ten times, which holds another ten times … takes
+    few bytes in a file and no end of time to go through.
+    """
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return True
+        part, depth = waiting.pop()
+        if type(part) is dict:
+            if not all(type(key) is str for key in part):
+                return False
+            inside = list(part.values())
+        elif type(part) in (list, tuple):
+            inside = list(part)
+        elif part is None or type(part) in (str, int, float, bool):
+            continue
+        else:
+            return False
+        if depth == MOST_DEPTH or len(inside) > MOST_VALUES:
+            return False
+        waiting += [(one, depth + 1) for one in inside]
+    return False
 
 
 def check_weights(weights: Mapping[str, Any], size: int) -> None:

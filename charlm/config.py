@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from charlm.corpus import Corpus, Unavailable
 from charlm.errors import UsageError
+from charlm.files import replace
 
 FALLBACK = "python_docs"
 # A config may come with a checkpoint from anywhere, so it makes nothing but what these modules define.
@@ -23,9 +25,13 @@ TRUSTED = (
     "charlm.corpus",
     "charlm.loggers",
     "charlm.schedules",
-    "pytorch_lightning.callbacks",
     "torch.optim",
 )
+# Of Lightning's callbacks, those that write nothing; others delete and overwrite the files that a config names.
+CALLBACKS = {
+    f"pytorch_lightning.callbacks.{name}"
+    for name in ("EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor", "WeightAveraging")
+}
 SECTIONS = {  # without which no run can be; those without keys may be null
     "data": ("name", "corpus", "split", "mode", "bptt", "batch_size"),
     "model": ("_target_",),
@@ -86,27 +92,38 @@ def check_targets(value: Any) -> None:
     elif isinstance(value, dict):
         if "_target_" in value and not is_trusted(value["_target_"]):
             raise UsageError(
-                f"_target_={value['_target_']!r} is not made from a config: it is not in {', '.join(TRUSTED)}; for a "
-                f"package of your own, set {TRUST}=PACKAGE in the environment"
+                f"_target_={str(value['_target_'])[:80]!r} is not made from a config, which may come from anywhere: "
+                f"if you trust the package that it is in, set {TRUST}=PACKAGE in the environment"
             )
         check_targets(list(value.values()))
 
 
 def is_trusted(target: object) -> bool:
-    """Whether `target` names a public class or function that a trusted module itself defines."""
-    trusted = (*TRUSTED, *filter(None, os.environ.get(TRUST, "").split(",")))
+    """Whether `target` names a public class or function that a trusted module itself defines.
 
-    def within(module: object) -> bool:
-        return any(f"{module}.".startswith(f"{package}.") for package in trusted)
+    Of ``torch.optim``, only optimisers and schedules: some of its functions change how all others work.
+    """
+    if not isinstance(target, str) or target in CALLBACKS:
+        return isinstance(target, str)
+    own = list(filter(None, os.environ.get(TRUST, "").split(",")))
+
+    def within(module: object, packages: Iterable[str] = (*TRUSTED, *own)) -> bool:
+        return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
     module, _, name = str(target).rpartition(".")
     if not within(module) or name.startswith("_") or not all(part.isidentifier() for part in module.split(".")):
         return False
     try:
         # Nothing that a module merely imports: charlm.corpus.os.system must not be reached.
-        return within(getattr(getattr(importlib.import_module(module), name, None), "__module__", None))
+        made = getattr(importlib.import_module(module), name, None)
     except ImportError:
         return False
+    if within(module, ["torch.optim"]) and not within(module, own):
+        from torch.optim import Optimizer
+        from torch.optim.lr_scheduler import LRScheduler
+
+        return isinstance(made, type) and issubclass(made, Optimizer | LRScheduler)
+    return within(getattr(made, "__module__", None))
 
 
 def make_corpus(config: DictConfig) -> Corpus:
@@ -140,7 +157,8 @@ def load_corpus(config: DictConfig) -> tuple[Corpus, DictConfig, str]:
 
 def save_config(config: DictConfig, folder: Path, overrides: list[str], *, new: bool) -> None:
     """Keep what was composed where Hydra keeps it: ``.hydra/`` in the run folder. Of a resumed run, the config only."""
-    OmegaConf.save(config, folder / ".hydra/config.yaml")
+    files: dict[str, Any] = {"config": config}
     if new:
-        OmegaConf.save(overrides, folder / ".hydra/overrides.yaml")
-        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), folder / ".hydra/hydra.yaml")
+        files |= {"overrides": overrides, "hydra": OmegaConf.create({"hydra": HydraConfig.get()})}
+    for name, content in files.items():
+        replace(folder / f".hydra/{name}.yaml", OmegaConf.to_yaml(content).encode())

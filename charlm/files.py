@@ -20,7 +20,8 @@ def replace(path: Path, data: bytes) -> None:
     """Write a file so that a crash, a kill or a full disk in the middle leaves the one that was there before."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # what a kill left behind, or a link that leads elsewhere
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """Training stopped because of the signal `number`, with everything saved."""
+    """Training stopped because of the signal `number`."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -41,7 +41,7 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         self.signal = number
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 

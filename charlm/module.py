@@ -60,6 +60,7 @@ class CharLM(pl.LightningModule):
         # averaging and DDP leave it alone.
         self._carry: dict[str, State] = {}
         self._resumed: dict[str, Any] | None = None  # from the checkpoint that training goes on from, until it does
+        self._kinds: dict[str, Any] = {}  # of the optimiser's and the schedule's state: no checkpoint has another
         self.begun = False  # whether training has, with everything restored
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -151,12 +152,13 @@ class CharLM(pl.LightningModule):
         """Keep what `on_train_start` goes on from. Raises UsageError where Lightning would not miss a part."""
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         stateful = {c.state_key for c in callbacks if type(c).state_dict is not pl.Callback.state_dict}
+        groups = [dict(group, params=[]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
         whole = {
             TRAINING: isinstance(checkpoint.get(TRAINING), dict),
-            "loops": isinstance(checkpoint.get("loops"), dict),
+            "loops": kind(checkpoint["loops"]["fit_loop"]) == kind(self.trainer.fit_loop.state_dict()),
             "callbacks": stateful <= set(checkpoint.get("callbacks") or ()),
-            "optimizer_states": len(checkpoint.get("optimizer_states", ())) == 1,
-            "lr_schedulers": len(checkpoint.get("lr_schedulers", ())) == (self._schedule is not None),
+            "optimizer_states": kind(groups) == self._kinds.get("optimizer_states", kind(groups)),
+            "lr_schedulers": kind(checkpoint["lr_schedulers"]) == self._kinds["lr_schedulers"],
         }
         for part, there in whole.items():
             if not there:
@@ -166,12 +168,17 @@ class CharLM(pl.LightningModule):
     def on_train_start(self) -> None:
         """Go on from a checkpoint: as late as can be, so that nothing draws random numbers in between."""
         if self._resumed is not None:
+            check_state(self.optimizers(use_pl_optimizer=False))
             if (carry := self._resumed["carry"]) is not None:
                 self._carry["train"] = map_state(lambda part: part.to(self.device), carry)
             for name in ("train_nats", "penalty"):
                 getattr(self, name).restore(*self._resumed["means"][name])
             rng.restore(self._resumed["random"])
-        self._resumed, self.begun = None, True
+        self._resumed = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Note that training goes on."""
+        self.begun = True
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, if there is one, its schedule. Raises UsageError for arguments they refuse."""
@@ -181,11 +188,42 @@ class CharLM(pl.LightningModule):
             "weight_decay" in optimizer.defaults
         ):
             raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay")
+        self._kinds = {"lr_schedulers": []}
         if self._schedule is None:
+            self._kinds["optimizer_states"] = kind([dict(group, params=[]) for group in optimizer.param_groups])
             return optimizer
         with refusing("schedule"):
             schedule = self._schedule(optimizer)
+        self._kinds["lr_schedulers"] = kind([schedule.state_dict()])
+        self._kinds["optimizer_states"] = kind([dict(group, params=[]) for group in optimizer.param_groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self._interval}}
+
+
+def check_state(optimizer: Any) -> None:
+    """Raise UsageError for an optimiser whose state, from a checkpoint, is not of the size of its weights.
+
+    PyTorch's fused kernels take its word for it: a tensor that is too small would be written past its end.
+    """
+    for weights, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and not (
+                value.layout == torch.strided
+                and value.is_contiguous()
+                and value.device.type in ("cpu", weights.device.type)
+                and (value.shape == weights.shape or value.numel() == 1)
+            ):
+                raise UsageError(
+                    f"the checkpoint cannot be resumed, it is damaged: the optimiser's {name} does not fit"
+                )
+
+
+def kind(value: Any) -> Any:
+    """What sort of value it is: numbers are alike; dicts and lists are as what they hold."""
+    if isinstance(value, dict):
+        return {key: kind(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [kind(part) for part in value]
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
 def parameter_count(network: Network) -> int:

@@ -59,8 +59,7 @@ def fresh(config: DictConfig) -> Plan:
     check_sections(config)
     hydra = HydraConfig.get()
     folder = Path(os.path.relpath(hydra.runtime.output_dir))
-    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
-        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or go on with resume={folder}")
+    check_free(folder)
     if config.schedule.steps_per_epoch is not None:
         raise UsageError("schedule.steps_per_epoch is filled in by the program: leave it null")
     corpus, config, substitution = load_corpus(config)
@@ -78,6 +77,12 @@ def fresh(config: DictConfig) -> Plan:
     return Plan(config, plain(config), corpus, folder, record, header, notices)
 
 
+def check_free(folder: Path) -> None:
+    """Raise UsageError when `folder` holds a run. What was killed before its first checkpoint is none."""
+    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
+        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or go on with resume={folder}")
+
+
 def resumed(config: DictConfig) -> Plan:
     """A run that goes on. Raises UsageError where it would not be the same run."""
     hydra = HydraConfig.get()
@@ -87,7 +92,10 @@ def resumed(config: DictConfig) -> Plan:
     if Path(hydra.runtime.output_dir).resolve() != stopped.folder.resolve():
         raise UsageError("a resumed run goes on in its own folder: leave out hydra.run.dir")
     config = OmegaConf.create(escape(stopped.settings))
-    corpus = make_corpus(config)
+    try:
+        corpus = make_corpus(config)
+    except UsageError as error:
+        raise UsageError(f"{error} (if the text of this run has moved, add +data.path=WHERE)") from None
     if corpus.sha256 != stopped.corpus.get("sha256"):
         raise UsageError(
             f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "

@@ -20,7 +20,9 @@ def run_folder(resume: object, fresh: str) -> str:
 
 def folder_of(where: Path) -> Path:
     """The run folder of `where`, which is that folder or a file in its ``checkpoints``."""
-    return where.absolute().parent.parent if where.suffix == ".ckpt" else where
+    if where.suffix == ".ckpt" or where.name == "checkpoints":
+        return where.absolute().parent.parent if where.suffix == ".ckpt" else where.absolute().parent
+    return where
 
 
 def resume_command(folder: Path) -> str:
@@ -30,14 +32,18 @@ def resume_command(folder: Path) -> str:
 
 def quoted(value: str) -> str:
     """`value` as it must stand on Hydra's command line."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", value):
+    if re.fullmatch(r"[A-Za-z0-9_./-]*/[A-Za-z0-9_./-]*", value):  # without a slash, 1e3 would be a number
         return value
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (r"\'" if found[2] else ""), value) + "'"
 
 
 def find(resume: object) -> Path:
     """The checkpoint to go on from: the file itself, or a run folder's ``last.ckpt``."""
+    if not str(resume).strip():
+        raise UsageError("resume= is empty: give a run's folder, or a .ckpt file in its checkpoints")
     where = Path(str(resume))
+    if where.name == "checkpoints":
+        where = folder_of(where)
     if where.is_file() and where.suffix == ".ckpt":
         if where.absolute().parent.name != "checkpoints":
             raise UsageError(f"resume={where} is not in a run's checkpoints folder: resume a run with resume=FOLDER")
@@ -46,5 +52,7 @@ def find(resume: object) -> Path:
         raise UsageError(f"there is no run at resume={where}: give a run's folder, or a .ckpt file in its checkpoints")
     last = where / "checkpoints/last.ckpt"
     if not last.is_file():
-        raise UsageError(f"resume={where}: there is no checkpoints/last.ckpt in it, so there is nothing to go on from")
+        raise UsageError(
+            f"resume={where}: there is no checkpoints/last.ckpt in it, so there is nothing to go on from: start anew"
+        )
     return last

@@ -34,7 +34,7 @@ from charlm.files import Store
 from charlm.interrupt import Interrupt
 from charlm.module import CharLM, parameter_count
 from charlm.options import whole
-from charlm.plan import fresh, resumed
+from charlm.plan import check_free, fresh, resumed
 from charlm.runs import resume_command
 
 
@@ -117,13 +117,11 @@ def run(config: DictConfig) -> float:
 @contextlib.contextmanager
 def claimed(folder: Path, *, new: bool) -> Iterator[None]:
     """Keep every other process from training in `folder`. A process that is killed gives it free."""
-    claim = folder / ".hydra"
+    (folder / ".hydra").mkdir(exist_ok=True)
     try:
-        claim.mkdir(exist_ok=not new)  # so that of two new runs in one folder the second stops here
-    except FileExistsError:
-        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir") from None
-    try:
-        with FileLock(claim / "lock", timeout=0):
+        with FileLock(folder / ".hydra/lock", timeout=0):
+            if new:
+                check_free(folder)  # once more, now that no other process can come in between
             yield
     except Timeout:
         raise UsageError(f"{folder} is being trained by another process: let it end, or stop it") from None

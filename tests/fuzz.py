@@ -235,7 +235,7 @@ def billions(data: bytes, rng: random.Random) -> bytes:
     """Ask for a network of any size."""
     tree = torch.load(io.BytesIO(data), weights_only=True)
     size = rng.choice([10**4, 10**6, 10**9, 10**12, 2**62])
-    tree["charlm"]["model"][rng.choice(["hidden_size", "embedding_size", "layers"])] = size
+    tree["charlm"]["model"][rng.choice(["hidden_size", "embedding_size", "layers", "context"])] = size
     if rng.random() < 0.5:  # with weights that seem to fit
         for name, weight in tree["state_dict"].items():
             shape = [min(size, 10**9) if n == 16 else n for n in weight.shape]
@@ -245,7 +245,49 @@ def billions(data: bytes, rng: random.Random) -> bytes:
     return out.getvalue()
 
 
-CHECKPOINTS = [flip_bits, cut_short, splice, pickle_bytes, storage_sizes, opcodes, zip_bomb, content, content, billions]
+def laughs(data: bytes, rng: random.Random) -> bytes:
+    """A list of lists of lists, all the same: endless to go through, short in the file."""
+    tree = torch.load(io.BytesIO(data), weights_only=True)
+    inside: Any = ["x"]
+    for _ in range(rng.choice([5, 20, 31, 100])):
+        inside = [inside] * 10
+    rng.choice([tree, tree["charlm"], tree["charlm"]["config"], tree["charlm"]["model"]])["laughs"] = inside
+    out = io.BytesIO()
+    torch.save(tree, out)
+    return out.getvalue()
+
+
+def disguised(data: bytes, rng: random.Random) -> bytes:
+    """A zip whose hostile pickle PyTorch would find where a zip reader does not look."""
+    hostile = pickle.dumps(type("Hostile", (), {"__reduce__": lambda self: (bytearray, (2 * 10**9,))})(), 2)
+    if rng.random() < 0.5:
+        return hostile + data
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(f"archive/{rng.choice(['DATA.PKL', 'Data.pkl', 'data.PKL'])}", hostile)
+        archive.writestr("archive/version", "3\n")
+        if rng.random() < 0.5:
+            archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+    return out.getvalue()
+
+
+TRAINING = ["callbacks", "charlm_training", "optimizer_states", "lr_schedulers", "loops"]
+CHECKPOINTS = [
+    *(
+        laughs,
+        disguised,
+        flip_bits,
+        cut_short,
+        splice,
+        pickle_bytes,
+        storage_sizes,
+        opcodes,
+        zip_bomb,
+        content,
+        content,
+    ),
+    billions,
+]
 
 
 @contextmanager
@@ -349,16 +391,20 @@ def fuzz_configs(count: int, seed: int, folder: Path) -> Counter[str]:
     results: Counter[str] = Counter()
     for number in range(count):
         rng, resumed, real = random.Random(f"{seed} {number}"), number % 2 == 1, number % 40 < 2
-        charlm.train.fit = fit if real else lambda *arguments: None
         shutil.rmtree(run, ignore_errors=True)
         settings = copy.deepcopy(plain)
         if resumed:
             shutil.copytree(folder / "run", run)
             tree = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
             settings = tree["charlm"]["config"]
-        what = mutate(settings, rng)
+        if resumed and number % 4 == 1:  # what resuming itself reads, in the place of the config
+            what = mutate(tree, rng, rng.choice(TRAINING))
+            real = True
+        else:
+            what = mutate(settings, rng)
         if isinstance(settings.get("trainer"), dict) and real:
             settings["trainer"]["max_epochs"] = 1 + resumed
+        charlm.train.fit = fit if real else lambda *arguments: None
         kind = "resumed" if resumed else "new"
         with naming(f"{kind} {number} ({what})"):
             if resumed:

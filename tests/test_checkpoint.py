@@ -377,7 +377,7 @@ def test_weights_that_lack_or_exceed_are_refused(altered: Altered) -> None:
     more = {"network.head.extra": torch.zeros(1)}
     assert "fit together" in refusal(altered(lambda content: content["state_dict"].update(more)))
     text = {"network.head.bias": "text"}
-    assert "fit together" in refusal(altered(lambda content: content["state_dict"].update(text)))
+    assert "'head.bias' is not a plain tensor" in refusal(altered(lambda content: content["state_dict"].update(text)))
 
 
 def test_a_weight_whose_name_is_not_text_is_refused(altered: Altered) -> None:

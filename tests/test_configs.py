@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from charlm.config import is_trusted
 from conftest import ROOT
 
 GROUPS = sorted(
@@ -64,3 +65,34 @@ def test_every_group_has_its_place() -> None:
     groups = {group for group, _ in GROUPS}
     assert {"data", "model", "optimizer", "schedule", "trainer", "logger", "callbacks"} <= groups
     assert all(path.suffix == ".yaml" for path in Path("conf").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("target", "trusted"),
+    [
+        ("torch.optim.Adam", True),
+        ("torch.optim.lr_scheduler.StepLR", True),
+        ("charlm.schedules.sgdr", True),
+        ("charlm.callbacks.samples.Samples", True),
+        ("pytorch_lightning.callbacks.EarlyStopping", True),
+        ("pytorch_lightning.callbacks.ModelCheckpoint", False),  # deletes the files that a config names
+        ("torch.optim.optimizer.register_optimizer_step_pre_hook", False),
+        ("torch.optim.swa_utils.update_bn", False),
+        ("charlm.corpus.os.system", False),
+        ("charlm.corpus._bytes", False),
+        ("charlm.train.run", False),
+        ("charlm.schedulesque.step", False),
+        ("os.system", False),
+        ("", False),
+        (None, False),
+        (["torch.optim.Adam"], False),
+    ],
+)
+def test_a_config_makes_only_what_is_trusted(target: object, trusted: bool) -> None:
+    assert is_trusted(target) is trusted
+
+
+def test_the_user_may_trust_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARLM_TRUST", "collections,json.decoder")
+    assert is_trusted("collections.OrderedDict") and is_trusted("json.decoder.JSONDecoder")
+    assert not is_trusted("json.load") and not is_trusted("os.system")

@@ -266,6 +266,61 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     assert last.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3)),
+        lambda content: content["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(1).expand(9, 8)),
+        lambda content: content["optimizer_states"][0]["param_groups"][0].update(betas=None),
+        lambda content: content["optimizer_states"][0]["param_groups"][0].update(eps="x"),
+        lambda content: content["lr_schedulers"][0].update(last_epoch="x"),
+        lambda content: content["callbacks"]["History"].update(characters="x"),
+        lambda content: content["callbacks"]["History"].update(rows=[{"epoch": 1}]),
+        lambda content: content["charlm_training"].update(carry=torch.zeros(7)),
+        lambda content: content["charlm_training"]["random"].update(torch=torch.zeros(3)),
+    ],
+)
+def test_a_checkpoint_with_one_wrong_value_is_refused(
+    train: Train, change: Callable[[dict[str, Any]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = train("run", until=10) / "checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    change(content)
+    torch.save(content, last)
+    capsys.readouterr()
+    assert "cannot be resumed" in refusal(f"resume={last}", capsys=capsys)
+
+
+def test_links_in_a_run_folder_lead_nothing_astray(train: Train, tmp_path: Path) -> None:
+    unbroken, run = train("unbroken"), train("run", until=40)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (run / ".hydra/config.yaml").unlink()
+    for name in (".metrics.csv.tmp", "checkpoints/.last.ckpt.tmp", ".hydra/config.yaml"):
+        (run / name).symlink_to(precious)
+    train("run", f"resume={run}")
+    assert precious.read_text() == "mine"
+    assert differences(unbroken, run) == []
+
+
+def test_a_run_that_stopped_early_goes_on_only_to_become_longer(train: Train) -> None:
+    stop = (
+        "+callbacks.stop={_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/nats,patience:1,min_delta:9}"
+    )
+    run = train("run", stop, "trainer.max_epochs=6")
+    assert summary(run)["epochs"] == 2
+    train("run", f"resume={run}")
+    assert summary(run)["epochs"] == 2
+    train("run", f"resume={run}", "trainer.max_epochs=7")
+    assert summary(run)["epochs"] > 2
+
+
+def test_what_was_killed_before_its_first_checkpoint_can_be_started_again(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "run/.hydra").mkdir(parents=True)
+    (tmp_path / "run/.hydra/config.yaml").write_text("seed: 1")
+    assert summary(train("run"))["epochs"] == EPOCHS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on_with_the_command_that_it_prints(

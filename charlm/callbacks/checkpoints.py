@@ -48,10 +48,13 @@ class Checkpoints(Checkpoint):
             if not self.every_seconds:
                 raise UsageError("checkpoint.every_minutes=0 must be more than 0, or null")
         self.lowest = math.inf
+        self._stopped_before = 0  # the max_epochs of a run that stopped early
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make sure that there is something to resume from."""
         self._step = trainer.global_step
+        # Early stopping has stopped this run; it goes on only if it is to become longer.
+        trainer.should_stop = self._stopped_before == trainer.max_epochs
         self.best.parent.mkdir(exist_ok=True)
         if self._step == 0:
             trainer.save_checkpoint(self.last)
@@ -85,6 +88,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, self.best)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
+        self._stopped_before = int(trainer.max_epochs or 0) if trainer.should_stop else 0
         self._save(trainer, self.last)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self.interrupt.check()
@@ -95,12 +99,13 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The lowest loss so far."""
-        return {"lowest": self.lowest}
+        """The lowest loss so far, and whether the run has stopped early."""
+        return {"lowest": self.lowest, "stopped_before": self._stopped_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.lowest = float(state_dict["lowest"])
+        self._stopped_before = int(state_dict.get("stopped_before", 0))
 
 
 class CycleCheckpoints(Checkpoint):
@@ -108,6 +113,8 @@ class CycleCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, if a cycle ended with the epoch (a cycle is a whole number of epochs)."""
+        if any(isinstance(callback, Health) and callback.streak for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            return
         for config in trainer.lr_scheduler_configs:
             schedule = config.scheduler
             if isinstance(schedule, CosineAnnealingWarmRestarts) and schedule.T_cur == 0:

@@ -84,4 +84,4 @@ class Health(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.streak = state_dict["streak"]
+        self.streak = int(state_dict["streak"])

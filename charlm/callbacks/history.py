@@ -159,7 +159,9 @@ class History(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.rows = list(state_dict["rows"])
-        self.best_nats, self.characters = state_dict["best_nats"], state_dict["characters"]
-        self.training_seconds, self.fit_seconds = state_dict["training_seconds"], state_dict["fit_seconds"]
+        self.rows = [{name: row[name] for name in COLUMNS} for row in state_dict["rows"]]
+        self.best_nats, self.characters = float(state_dict["best_nats"]), int(state_dict["characters"])
+        self.training_seconds, self.fit_seconds = map(
+            float, (state_dict["training_seconds"], state_dict["fit_seconds"])
+        )
         self.earlier_seconds, self._epoch = self.fit_seconds, state_dict["epoch"]

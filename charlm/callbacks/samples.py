@@ -62,4 +62,4 @@ class Samples(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._rows = list(state_dict["rows"])
+        self._rows = [[int(epoch), str(words)] for epoch, words in state_dict["rows"]]

@@ -29,6 +29,7 @@ from charlm.cli import exit_cleanly
 from charlm.errors import UsageError
 from charlm.faults.child import MOMENTS, TRAIN
 from charlm.faults.compare import differences
+from charlm.runs import quoted
 
 ANY_TIME = "any time"
 SMALL = ["logger=none", "trainer.accelerator=cpu", "checkpoint.every_steps=7", "callbacks.samples.length=20"]
@@ -77,8 +78,9 @@ def write_texts(folder: Path) -> list[Path]:
 
 def overrides(kind: str, texts: list[Path], folder: Path) -> list[str]:
     """The overrides that train `kind` in `folder`."""
-    path = f"data.paths=[{','.join(map(str, texts))}]" if "data=mix" in KINDS[kind] else f"data.path={texts[0]}"
-    return [*SMALL, *SIZES, *KINDS[kind], path, f"hydra.run.dir={folder}"]
+    one, *_ = names = [quoted(str(text)) for text in texts]
+    path = f"data.paths=[{','.join(names)}]" if "data=mix" in KINDS[kind] else f"data.path={one}"
+    return [*SMALL, *SIZES, *KINDS[kind], path, f"hydra.run.dir={quoted(str(folder))}"]
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -127,7 +129,7 @@ def torture(
     log, kills = folder.with_suffix(".log"), []
     for moment in moments:
         began = (folder / "checkpoints/last.ckpt").exists()
-        arguments = [f"resume={folder}"] if began else overrides(kind, texts, folder)
+        arguments = [f"resume={quoted(str(folder))}"] if began else overrides(kind, texts, folder)
         if not began:
             shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to lose
         share = 1 / len(moments)  # so that there is something left for the next kill
@@ -143,7 +145,7 @@ def torture(
         shutil.rmtree(folder, ignore_errors=True)
         finish([str(TRAIN), *overrides(kind, texts, folder)], log)
     else:
-        finish([str(TRAIN), f"resume={folder}"], log)
+        finish([str(TRAIN), f"resume={quoted(str(folder))}"], log)
     return Result(kind, kills, differences(unbroken, folder))
 
 

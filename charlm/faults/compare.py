@@ -34,6 +34,11 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + [f"{file} was left behind" for run in (one, other) for file in run.rglob("*.tmp")]
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, because 0.0 equals -0.0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
     with path.open(newline="") as file:
@@ -61,7 +66,7 @@ def compare(one: Any, other: Any, place: str = "") -> Iterator[str]:
         for i, (left, right) in enumerate(zip(one, other, strict=False)):
             yield from compare(left, right, f"{place}/{i}")
     elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        if one.dtype != other.dtype or one.shape != other.shape or not torch.equal(one, other):
+        if one.dtype != other.dtype or one.shape != other.shape or not torch.equal(*map(as_bytes, (one, other))):
             yield f"{place} differs"
-    elif one != other or type(one) is not type(other):
+    elif repr(one) != repr(other):  # 0.0 is not -0.0
         yield f"{place} is {one!r} and {other!r}"

@@ -89,9 +89,15 @@ class Sequence(Network):
         return torch.cat(found, 1)[:, torch.cat(rows).argsort()]
 
 
+# A file cannot ask for more; the other sizes show in its weights.
+MOST = {"layers": 1_000, "context": 10_000}
+
+
 def check_sizes(**sizes: object) -> None:
-    """Raise ValueError for a size that is not a whole number of at least 1."""
+    """Raise ValueError for a size that is not a whole number of at least 1, and at most as in `MOST`."""
     for name, size in sizes.items():
+        if isinstance(size, int) and size > MOST.get(name, size):
+            raise ValueError(f"{name} must be at most {MOST[name]:,}, not {size:,}")
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
 
