@@ -81,7 +81,7 @@ def _check_download(filename: object, sha256: object, urls: object) -> None:
         raise UsageError(f"data.corpus.filename={shown(filename)} must be the name of a file, without a folder")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise UsageError(f"data.corpus.sha256={shown(sha256)} must be 64 hexadecimal digits, in lower case")
-    if not isinstance(urls, list | tuple) or not all(isinstance(url, str) for url in urls):
+    if isinstance(urls, str) or not isinstance(urls, Sequence) or not all(isinstance(url, str) for url in urls):
         raise UsageError(f"data.corpus.urls={shown(urls)} must be a list of addresses, as in [https://example.org/a]")
 
 
