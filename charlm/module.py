@@ -152,13 +152,14 @@ class CharLM(pl.LightningModule):
         """Keep what `on_train_start` goes on from. Raises UsageError where Lightning would not miss a part."""
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         stateful = {c.state_key for c in callbacks if type(c).state_dict is not pl.Callback.state_dict}
+        schedules = kind(checkpoint["lr_schedulers"])
         groups = [dict(group, params=[]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
         whole = {
             TRAINING: isinstance(checkpoint.get(TRAINING), dict),
             "loops": kind(checkpoint["loops"]["fit_loop"]) == kind(self.trainer.fit_loop.state_dict()),
             "callbacks": stateful <= set(checkpoint.get("callbacks") or ()),
             "optimizer_states": kind(groups) == self._kinds.get("optimizer_states", kind(groups)),
-            "lr_schedulers": kind(checkpoint["lr_schedulers"]) == self._kinds["lr_schedulers"],
+            "lr_schedulers": schedules == self._kinds.get("lr_schedulers", schedules),
         }
         for part, there in whole.items():
             if not there:
