@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from charlm.callbacks.checkpoints import Checkpoints
 
@@ -30,8 +31,7 @@ def main() -> None:
         save(self, *arguments)
         seconds.append(time.perf_counter() - started)
 
-    Checkpoints._save = timed  # type: ignore[method-assign,assignment]
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(dir=".") as folder, patch.object(Checkpoints, "_save", timed):
         sys.argv = ["train.py", *sys.argv[1:], f"hydra.run.dir={folder}/run"]
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         summary = json.loads(Path(folder, "run/summary.json").read_text())

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,20 +29,20 @@ def bare(overrides: list[str]) -> dict[str, float]:
     import torch.nn.functional as F
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
     from charlm.build import build_data
     from charlm.checkpoint import build_network
+    from charlm.config import plain
     from charlm.state import State, detach
     from charlm.streams import IGNORE, Streams
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides)
     torch.manual_seed(config.seed)
-    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
-    data = build_data(plain, instantiate(config.data.corpus))
+    settings = plain(config)
+    data = build_data(settings, instantiate(config.data.corpus))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = build_network(plain["model"], len(data.vocab)).to(device)
+    network = build_network(settings["model"], len(data.vocab)).to(device)
     optimizer = instantiate(config.optimizer)(network.parameters())
     train, val = data.train_dataloader(), data.val_dataloader()
     for loader in (train, val):  # as train.py does it, the text goes to the device once

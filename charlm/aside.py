@@ -55,7 +55,7 @@ class Aside:
         if self._lines.qsize() < LINES:
             self._lines.put(values)
         else:
-            self.fail(f"it is stuck; what is logged from step {step_of(values)} on is missing there")
+            self.fail(f"it is stuck; what is logged from step {values.get(STEP)} on is missing there")
 
     def finish(self, exit_code: int) -> None:
         """End the run and W&B's process, within `GIVE_UP` seconds and a few more."""
@@ -119,7 +119,7 @@ class Aside:
                 if frozenset(values) not in refused:
                     run.log(values)
             except Exception as error:
-                since = f"from step {step_of(values)} on"
+                since = f"from step {values.get(STEP)} on"
                 if self._is_dead():
                     self.fail(f"{reason(error)}; what is logged {since} is missing there")
                     return
@@ -191,11 +191,6 @@ def reason(error: BaseException) -> str:
         return f"{'.'.join(map(str, details['loc'])).removeprefix('run_')}: {details['msg']}"
     first = str(error).strip().partition("\n")[0]
     return first[:200] if first and first != "<no message>" else type(error).__name__
-
-
-def step_of(values: dict[str, Any]) -> Any:
-    """The step that a line is about."""
-    return values.get(STEP)
 
 
 def sync_command(run: Any) -> str:

@@ -13,7 +13,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from charlm.vocab import Vocab, check_normalisation
 KEY = "charlm"
 TRAINING = "charlm_training"  # carried state, running means and random states, to go on from
 FORMAT = 1
-FAMILIES = "charlm.models."
+FAMILIES = "charlm.models"
 PARTS = ("model", "vocab", "normalisation", "config", "corpus", "run")
 MADE = {  # what PyTorch 2.6 to 2.13 calls to read the tensors and dicts of a checkpoint
     "collections Counter",  # of a schedule that falls in steps
@@ -66,6 +66,25 @@ def pack(
     }
 
 
+def defined(target: object, within: Iterable[str]) -> Any:
+    """The public class or function that `target` names, if a module of the packages `within` defines it; else None.
+
+    Nothing that such a module merely imports: ``charlm.corpus.os.system`` must not be reached.
+    """
+    module, _, name = str(target).rpartition(".")
+
+    def inside(path: object) -> bool:
+        return any(f"{path}.".startswith(f"{package}.") for package in within)
+
+    if not inside(module) or name.startswith("_") or not all(part.isidentifier() for part in module.split(".")):
+        return None
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+    return found if inside(getattr(found, "__module__", None)) else None
+
+
 def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     """Make a network from its specification: ``_target_`` and plain keyword arguments.
 
@@ -73,21 +92,9 @@ def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     when the class refuses the arguments.
     """
     target = spec.get("_target_")
-    module, _, name = str(target).rpartition(".")
-    refusal = UsageError(f"model: {target!r} is not a network in {FAMILIES}*: nothing else is built")
-    if (
-        not module.startswith(FAMILIES)
-        or name.startswith("_")
-        or not all(part.isidentifier() for part in module.split("."))
-    ):
-        raise refusal
-    try:
-        family = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        raise refusal from None
-    # A name such as charlm.models.recurrent.nn.Linear must not reach what a family merely imports.
-    if not isinstance(family, type) or not issubclass(family, Network) or family.__module__ != module:
-        raise refusal
+    family = defined(target, [FAMILIES])
+    if not isinstance(family, type) or not issubclass(family, Network) or family is Network:
+        raise UsageError(f"model: {target!r} is not a network in {FAMILIES}.*: nothing else is built")
     arguments = {key: value for key, value in spec.items() if key != "_target_"}
     with refusing("model"):
         return family(vocab_size=vocab_size, **arguments)
@@ -119,16 +126,15 @@ def contents(path: Path) -> dict[str, Any]:
                 raise ValueError
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            check_names([entry.filename for entry in entries])
+            pickle = pickle_name([entry.filename for entry in entries])
             # As PyTorch writes it: nothing compressed, so nothing is larger in memory than on the disk.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise ValueError
             damaged = archive.testzip()  # PyTorch does not look at the check sums
-            for entry in entries if damaged is None else ():
-                if entry.filename.endswith("data.pkl"):
-                    check_pickle(archive.read(entry))
+            if damaged is None:
+                check_pickle(archive.read(pickle))
         if damaged is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
@@ -144,12 +150,16 @@ def contents(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_names(names: list[str]) -> None:
-    """Raise ValueError for entries that PyTorch, which takes large and small letters for the same, could mix up."""
-    if len({name.lower() for name in names}) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
+def pickle_name(names: list[str]) -> str:
+    """Which entry is the pickle that PyTorch will read.
+
+    Raises ValueError for names that PyTorch, which takes large and small letters for the same, could mix up.
+    """
+    (folder,) = {name.partition("/")[0] for name in names}
+    (pickle,) = [name for name in names if name.lower().endswith(".pkl")]
+    if pickle != f"{folder}/data.pkl" or len({name.lower() for name in names}) != len(names):
         raise ValueError
-    if [name for name in names if name.lower().endswith(".pkl")] != [f"{names[0].partition('/')[0]}/data.pkl"]:
-        raise ValueError
+    return pickle
 
 
 def check_pickle(data: bytes) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from charlm.checkpoint import defined
 from charlm.corpus import Corpus, Unavailable
 from charlm.errors import UsageError
 from charlm.files import replace
@@ -25,13 +26,12 @@ TRUSTED = (
     "charlm.corpus",
     "charlm.loggers",
     "charlm.schedules",
-    "torch.optim",
 )
 # Of Lightning's callbacks, those that write nothing; others delete and overwrite the files that a config names.
-CALLBACKS = {
+CALLBACKS = [
     f"pytorch_lightning.callbacks.{name}"
     for name in ("EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor", "WeightAveraging")
-}
+]
 SECTIONS = {  # without which no run can be; those without keys may be null
     "data": ("name", "corpus", "split", "mode", "bptt", "batch_size"),
     "model": ("_target_",),
@@ -99,31 +99,17 @@ def check_targets(value: Any) -> None:
 
 
 def is_trusted(target: object) -> bool:
-    """Whether `target` names a public class or function that a trusted module itself defines.
+    """Whether a config may have `target` made: what is the user's own, or charlm's, or listed here.
 
     Of ``torch.optim``, only optimisers and schedules: some of its functions change how all others work.
     """
-    if not isinstance(target, str) or target in CALLBACKS:
-        return isinstance(target, str)
     own = list(filter(None, os.environ.get(TRUST, "").split(",")))
-
-    def within(module: object, packages: Iterable[str] = (*TRUSTED, *own)) -> bool:
-        return any(f"{module}.".startswith(f"{package}.") for package in packages)
-
-    module, _, name = str(target).rpartition(".")
-    if not within(module) or name.startswith("_") or not all(part.isidentifier() for part in module.split(".")):
+    if target in CALLBACKS or defined(target, [*TRUSTED, *own]) is not None:
+        return True
+    made = defined(target, ["torch.optim"])
+    if made is None:
         return False
-    try:
-        # Nothing that a module merely imports: charlm.corpus.os.system must not be reached.
-        made = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        return False
-    if within(module, ["torch.optim"]) and not within(module, own):
-        from torch.optim import Optimizer
-        from torch.optim.lr_scheduler import LRScheduler
-
-        return isinstance(made, type) and issubclass(made, Optimizer | LRScheduler)
-    return within(getattr(made, "__module__", None))
+    return isinstance(made, type) and issubclass(made, Optimizer | LRScheduler)
 
 
 def make_corpus(config: DictConfig) -> Corpus:

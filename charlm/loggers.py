@@ -100,8 +100,8 @@ class _Csv(CSVLogger):
             super().save()
         except OSError as error:
             if not self._failed:
-                reason = error.strerror or error
-                print(f"{self.root_dir} cannot be written: {reason}; training goes on", file=sys.stderr)
+                what = f"{self.root_dir} cannot be written: {error.strerror or error}"
+                print(f"{what}; training goes on", file=sys.stderr)
             self._failed = True
 
 
@@ -109,7 +109,7 @@ class _Wandb(WandbLogger):
     """Lightning's W&B logger, on a run that stands `aside`."""
 
     def __init__(self, aside: Aside) -> None:
-        super().__init__(experiment=aside)  # type: ignore[arg-type]
+        super().__init__(experiment=aside)  # type: ignore[arg-type]  # it has all that Lightning uses of a W&B run
         self._aside = aside
 
     def log_table(self, key: str, *args: Any, **options: Any) -> None:

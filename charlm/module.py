@@ -60,8 +60,8 @@ class CharLM(pl.LightningModule):
         # averaging and DDP leave it alone.
         self._carry: dict[str, State] = {}
         self._resumed: dict[str, Any] | None = None  # from the checkpoint that training goes on from, until it does
-        self._kinds: dict[str, Any] = {}  # of the optimiser's and the schedule's state: no checkpoint has another
-        self.begun = False  # whether training has, with everything restored
+        self._kinds: Any = None  # of the optimiser's options and the schedule's state: no checkpoint has another
+        self.first_step: int | None = None  # how many were behind training when it began, with everything restored
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Take the short way for an attribute that Lightning sets some twenty times a step, and one of ours.
@@ -150,16 +150,15 @@ class CharLM(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what `on_train_start` goes on from. Raises UsageError where Lightning would not miss a part."""
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        stateful = {c.state_key for c in callbacks if type(c).state_dict is not pl.Callback.state_dict}
-        schedules = kind(checkpoint["lr_schedulers"])
-        groups = [dict(group, params=[]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
+        trainer: Any = self.trainer
+        stateful = {c.state_key for c in trainer.callbacks if type(c).state_dict is not pl.Callback.state_dict}
+        (optimizer,) = checkpoint["optimizer_states"]
+        groups, schedules = optimizer["param_groups"], checkpoint["lr_schedulers"]
         whole = {
-            TRAINING: isinstance(checkpoint.get(TRAINING), dict),
-            "loops": kind(checkpoint["loops"]["fit_loop"]) == kind(self.trainer.fit_loop.state_dict()),
-            "callbacks": stateful <= set(checkpoint.get("callbacks") or ()),
-            "optimizer_states": kind(groups) == self._kinds.get("optimizer_states", kind(groups)),
-            "lr_schedulers": schedules == self._kinds.get("lr_schedulers", schedules),
+            TRAINING: isinstance(checkpoint[TRAINING], dict),
+            "loops": kind(checkpoint["loops"]["fit_loop"]) == kind(trainer.fit_loop.state_dict()),
+            "callbacks": stateful <= set(checkpoint["callbacks"]),
+            "optimizer_states, lr_schedulers": self._kinds in (None, kinds(groups, schedules)),
         }
         for part, there in whole.items():
             if not there:
@@ -175,11 +174,7 @@ class CharLM(pl.LightningModule):
             for name in ("train_nats", "penalty"):
                 getattr(self, name).restore(*self._resumed["means"][name])
             rng.restore(self._resumed["random"])
-        self._resumed = None
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Note that training goes on."""
-        self.begun = True
+        self._resumed, self.first_step = None, self.trainer.global_step
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, if there is one, its schedule. Raises UsageError for arguments they refuse."""
@@ -189,14 +184,12 @@ class CharLM(pl.LightningModule):
             "weight_decay" in optimizer.defaults
         ):
             raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay")
-        self._kinds = {"lr_schedulers": []}
         if self._schedule is None:
-            self._kinds["optimizer_states"] = kind([dict(group, params=[]) for group in optimizer.param_groups])
+            self._kinds = kinds(optimizer.param_groups, [])
             return optimizer
         with refusing("schedule"):
             schedule = self._schedule(optimizer)
-        self._kinds["lr_schedulers"] = kind([schedule.state_dict()])
-        self._kinds["optimizer_states"] = kind([dict(group, params=[]) for group in optimizer.param_groups])
+        self._kinds = kinds(optimizer.param_groups, [schedule.state_dict()])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self._interval}}
 
 
@@ -216,6 +209,11 @@ def check_state(optimizer: Any) -> None:
                 raise UsageError(
                     f"the checkpoint cannot be resumed, it is damaged: the optimiser's {name} does not fit"
                 )
+
+
+def kinds(groups: list[dict[str, Any]], schedules: list[dict[str, Any]]) -> Any:
+    """What sorts of values an optimiser's groups hold, besides the weights, and its schedules' states."""
+    return kind([[dict(group, params=None) for group in groups], schedules])
 
 
 def kind(value: Any) -> Any:

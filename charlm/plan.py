@@ -36,13 +36,12 @@ FREE = (
     "data.paths",
 )
 
+RECORD = {"model", "substituted", "sweep", "overrides"}  # what a run needs to go on besides its settings
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, where, and from which checkpoint if not from the beginning.
-
-    `record` is what a later resume needs besides the settings: names that the config does not hold.
-    """
+    """What to train, where, and from which checkpoint if not from the beginning. `record` has the keys of `RECORD`."""
 
     config: DictConfig
     settings: dict[str, Any]
@@ -84,55 +83,42 @@ def check_free(folder: Path) -> None:
 
 
 def resumed(config: DictConfig) -> Plan:
-    """A run that goes on. Raises UsageError where it would not be the same run."""
+    """A run that goes on from the checkpoint that ``config.resume`` means, with its own config.
+
+    Raises UsageError for a checkpoint that cannot be used, and where it would not be the same run.
+    """
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         raise UsageError("resume= goes on with one run: leave out -m")
-    stopped = recall(config, list(hydra.overrides.task))
-    if Path(hydra.runtime.output_dir).resolve() != stopped.folder.resolve():
-        raise UsageError("a resumed run goes on in its own folder: leave out hydra.run.dir")
-    config = OmegaConf.create(escape(stopped.settings))
-    try:
-        corpus = make_corpus(config)
-    except UsageError as error:
-        raise UsageError(f"{error} (if the text of this run has moved, add +data.path=WHERE)") from None
-    if corpus.sha256 != stopped.corpus.get("sha256"):
-        raise UsageError(
-            f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "
-            f"{stopped.corpus.get('sha256')}; bring back the old text, or start a new run"
-        )
-    folder = Path(os.path.relpath(stopped.folder))
-    header = {"resumed": f"from {stopped.path.name}"}
-    notices = []
-    planned = OmegaConf.select(config, "schedule.scheduler.epochs")
-    if planned is not None and planned != config.trainer.max_epochs:
-        notices.append(f"the schedule was made for {planned} epochs: after them the rate stays as it is")
-    return Plan(config, plain(config), corpus, folder, stopped.run, header, notices, stopped.path)
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """A run to go on with: the checkpoint, the run's folder, its settings and what else it recorded."""
-
-    path: Path
-    folder: Path
-    settings: dict[str, Any]
-    corpus: dict[str, Any]
-    run: dict[str, Any]
-
-
-def recall(config: DictConfig, overrides: list[str]) -> Stopped:
-    """What the checkpoint of ``config.resume`` recorded, with those `overrides` that a resumed run may change.
-
-    Raises UsageError for a checkpoint that cannot be used and for overrides that would make it another run.
-    """
     path = find(config.resume)
+    folder = Path(os.path.relpath(folder_of(path)))
+    if Path(hydra.runtime.output_dir).resolve() != folder.resolve():
+        raise UsageError("a resumed run goes on in its own folder: leave out hydra.run.dir")
     opened = checkpoint.read(path)
-    if not opened.run:
+    if opened.run.keys() != RECORD or not isinstance(opened.run["overrides"], list):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: train anew")
     saved = OmegaConf.create(escape(opened.config))
     check_sections(saved)
-    before = opened.run.get("overrides") or []
+    notices = change(saved, config, list(hydra.overrides.task), opened.run["overrides"])
+    try:
+        corpus = make_corpus(saved)
+    except UsageError as error:
+        raise UsageError(f"{error} (if the text of this run has moved, add +data.path=WHERE)") from None
+    if corpus.sha256 != opened.corpus.get("sha256"):
+        raise UsageError(
+            f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "
+            f"{opened.corpus.get('sha256')}; bring back the old text, or start a new run"
+        )
+    header = {"resumed": f"from {path.name}"}
+    return Plan(saved, plain(saved), corpus, folder, opened.run, header, notices, path)
+
+
+def change(saved: DictConfig, config: DictConfig, overrides: list[str], before: list[str]) -> list[str]:
+    """Take into `saved` what `overrides` ask for and `config` has; returns what the user should know.
+
+    Raises UsageError for what a resumed run cannot change; what it was started with may be said again.
+    """
+    planned = saved.trainer.max_epochs
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if not any(key == free or key.startswith(f"{free}.") for free in FREE):
@@ -143,12 +129,16 @@ def recall(config: DictConfig, overrides: list[str]) -> Stopped:
                 )
         elif key != "resume":
             # The settings are resolved, so that the corpus has a path of its own.
-            for place in (key, key.replace("data.", "data.corpus.")):
+            for place in {key, key.replace("data.", "data.corpus.")}:
                 OmegaConf.update(saved, place, OmegaConf.select(config, key), merge=False)
-    epochs, planned = saved.trainer.max_epochs, opened.config["trainer"]["max_epochs"]
+    check_sections(saved)
+    epochs = saved.trainer.max_epochs
     if isinstance(epochs, int) and isinstance(planned, int) and epochs < planned:
         raise UsageError(f"trainer.max_epochs={epochs} cannot become less than the run's {planned}: it may only grow")
-    return Stopped(path, folder_of(path), plain(saved), opened.corpus, opened.run)
+    made_for = OmegaConf.select(saved, "schedule.scheduler.epochs")
+    if made_for in (None, epochs):
+        return []
+    return [f"the schedule was made for {made_for} epochs: after them the rate stays as it is"]
 
 
 def escape(value: Any) -> Any:

@@ -80,9 +80,9 @@ def run(config: DictConfig) -> float:
                 fit(trainer, model, data, plan.checkpoint)
             if not history.rows:
                 raise UsageError("trainer: these limits leave nothing to train")
-            if not model.begun:
-                done = len(history.rows)
-                console.print(f"all {done} epochs are done; trainer.max_epochs={done + 1} or more would go on")
+            if model.first_step in (None, trainer.global_step):
+                more = f"trainer.max_epochs={config.trainer.max_epochs + 1} or more would go on"
+                console.print(f"this run was done after {len(history.rows)} epochs; {more}")
             store.close()
             test_nats = evaluate(trainer, model, data, checkpoints.best) if data.rows["test"] else None
         summary = {
@@ -190,7 +190,7 @@ def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | N
                 f"there is not enough memory: lower data.batch_size={data.batch_size}, data.bptt={data.bptt} or "
                 f"model.hidden_size"
             ) from None
-        if path is None or model.begun:
+        if path is None or model.first_step not in (None, trainer.global_step):
             raise
         what = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None

@@ -270,8 +270,8 @@ def layers(kind: Any, names: Callable[[int], tuple[str, str | None, str, str | N
 
 def of_pytorch(layer: int) -> tuple[str, str, str, str]:
     """The names in `nn.RNN` and its kin."""
-    parts = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-    return tuple(f"recurrent.{part}_l{layer}" for part in parts)  # type: ignore[return-value]
+    w_i, b_i, w_h, b_h = (f"recurrent.{part}_l{layer}" for part in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
+    return w_i, b_i, w_h, b_h
 
 
 def difference(network: torch.nn.Module, oracle: Oracle, x_BT: torch.Tensor, y_BT: torch.Tensor, states: Any) -> float:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LRScheduler
 
 from charlm.build import steps_per_epoch
-from charlm.callbacks.checkpoints import CycleCheckpoints
+from charlm.callbacks.checkpoints import Checkpoints
+from charlm.callbacks.health import Health
 from charlm.errors import UsageError
+from charlm.interrupt import Interrupt
 from charlm.models.recurrent import GRU
 from charlm.schedules import cosine, cycles_begun, sgdr, step
 from conftest import SMALL, char_lm, data_module, run_train, trainer
@@ -144,16 +146,17 @@ def test_every_cycles_end_is_saved_with_the_weights_of_that_moment(text: str, tm
     steps = len(data.train_dataloader())
     torch.manual_seed(0)
     module = char_lm(GRU(len(data.vocab), 4, 6), schedule=lambda o: sgdr(o, steps), interval="step")
-    seen = []
+    seen, health = [], Health()
 
-    class Watch(CycleCheckpoints):
+    class Watch(Checkpoints):
         def on_train_epoch_end(self, trainer: object, pl_module: torch.nn.Module) -> None:
             seen.append(pl_module.network.head.bias.detach().clone())
             super().on_train_epoch_end(trainer, pl_module)
 
-    trainer(tmp_path, max_epochs=8, callbacks=[Watch()], enable_checkpointing=True).fit(module, datamodule=data)
+    watch = Watch(tmp_path / "checkpoints", "val/nats", Interrupt(), health)
+    trainer(tmp_path, max_epochs=8, callbacks=[health, watch], enable_checkpointing=True).fit(module, datamodule=data)
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert saved == ["cycle-1.ckpt", "cycle-2.ckpt", "cycle-3.ckpt"]
+    assert saved == ["best.ckpt", "cycle-1.ckpt", "cycle-2.ckpt", "cycle-3.ckpt", "last.ckpt"]
     for number, epoch in ((1, 1), (2, 3), (3, 7)):
         content = torch.load(tmp_path / f"checkpoints/cycle-{number}.ckpt", weights_only=True)
         assert torch.equal(content["state_dict"]["network.head.bias"], seen[epoch - 1])

@@ -26,8 +26,10 @@ class Checkpoints(Checkpoint):
     """Keeps `best`, from after the validation with the lowest loss so far, and `last`, to go on from.
 
     `last` is written when training begins, after every epoch, every `every_minutes` minutes and every
-    `every_steps` steps (None: not by this measure), and when the user interrupts; neither is written while
-    `health` is bad. `monitor` names the loss; one of training is looked at when an epoch ends.
+    `every_steps` steps (None: not by this measure), and when the user interrupts. ``cycle-1.ckpt`` … are what
+    SGDR had learned when its learning rate was about to restart (fast.ai's `on_cycle_end`); a cycle is a whole number
+    of epochs. None is written while `health` is bad. `monitor` names the loss; one of training is looked at when an
+    epoch ends.
     """
 
     def __init__(
@@ -76,9 +78,13 @@ class Checkpoints(Checkpoint):
             self._save_best(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `last`, and `best` if training is all there is to look at."""
+        """Write `last`, `best` if training is all there is to look at, and one more if a cycle of SGDR ends here."""
         if self.monitor.startswith("train"):
             self._save_best(trainer)
+        for config in trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if isinstance(schedule, CosineAnnealingWarmRestarts) and schedule.T_cur == 0:
+                self._save(trainer, self.last.with_name(f"cycle-{cycles_begun(schedule)}.ckpt"))
         self._save_last(trainer)
 
     def _save_best(self, trainer: pl.Trainer) -> None:
@@ -106,17 +112,3 @@ class Checkpoints(Checkpoint):
         """Go on from `state_dict`."""
         self.lowest = float(state_dict["lowest"])
         self._stopped_before = int(state_dict.get("stopped_before", 0))
-
-
-class CycleCheckpoints(Checkpoint):
-    """Saves a checkpoint when SGDR's learning rate is about to restart (fast.ai's `on_cycle_end`)."""
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, if a cycle ended with the epoch (a cycle is a whole number of epochs)."""
-        if any(isinstance(callback, Health) and callback.streak for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            return
-        for config in trainer.lr_scheduler_configs:
-            schedule = config.scheduler
-            if isinstance(schedule, CosineAnnealingWarmRestarts) and schedule.T_cur == 0:
-                name = f"cycle-{cycles_begun(schedule)}.ckpt"
-                trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", name))

@@ -61,7 +61,7 @@ class Health(pl.Callback):
                 self._stop(trainer, f"the loss is {loss:.4g} nats, far more than a uniform guess for {PATIENCE} steps")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look before the epoch's checkpoints are written."""
+        """Look before anything is made of the epoch: its row, its words."""
         self.check(trainer)
 
     def check(self, trainer: pl.Trainer) -> None:
