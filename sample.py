@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from charlm.checks import check_int, check_number
 from charlm.cli import exit_cleanly
 from charlm.errors import UsageError
-from charlm.options import number, whole
 
 if TYPE_CHECKING:  # PyTorch is slow to import
-    from charlm.language_model import Prediction
+    from charlm.inference.language_model import Prediction
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,14 +47,15 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Stream the prompt and its continuation to stdout."""
     args = parser().parse_args()
-    whole("--length", args.length, 0)
-    number("--temperature", args.temperature)
+    check_int("--length", args.length, 0)
+    check_number("--temperature", args.temperature)
     if args.positions is not None and (args.prompt or not args.positions):
         raise UsageError("--positions needs a text to read, such as --positions ' part of', and no --prompt")
-    from charlm import checkpoint, language_model  # after --help
+    from charlm.checkpoint.paths import find_checkpoint
+    from charlm.inference import language_model  # after --help: PyTorch takes a second to import
 
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
-    path = checkpoint.find(args.checkpoint)
+    path = find_checkpoint(args.checkpoint)
     model = language_model.load(path)
     if args.positions is not None:
         print(path, file=sys.stderr)

@@ -8,9 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from charlm.checkpoint.paths import run_folder
 from charlm.cli import exit_cleanly, fail
 from charlm.errors import UsageError
-from charlm.runs import run_folder
 
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)  # for hydra.run.dir
 failed_jobs: list[int] = []  # of a multirun
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> float:
 
     In a multirun a job that cannot be says so, counts as infinitely bad, and the others go on.
     """
-    from charlm.train import run  # PyTorch and Lightning load only when there is work to do
+    from charlm.run.experiment import run  # PyTorch and Lightning load only when there is work to do
 
     try:
         return run(config)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from charlm.callbacks.checkpoints import Checkpoints
+from charlm.training.callbacks.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 

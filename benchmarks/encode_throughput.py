@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from charlm.corpus import python_docs
-from charlm.vocab import Vocab
+from charlm.text.sources import python_docs
+from charlm.text.vocab import Vocab
 
 
 def seconds(task: Callable[[], object], repeats: int = 7) -> float:

@@ -30,11 +30,12 @@ def bare(overrides: list[str]) -> dict[str, float]:
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from charlm.build import build_data
-    from charlm.checkpoint import build_network
-    from charlm.config import plain
-    from charlm.state import State, detach
-    from charlm.streams import IGNORE, Streams
+    from charlm.checkpoint.building import build_network
+    from charlm.data.batch import IGNORE
+    from charlm.data.streams import Streams
+    from charlm.models.state import State, detach
+    from charlm.run.build import build_data
+    from charlm.run.config import plain
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
-    from charlm.language_model import LanguageModel
+    from charlm.inference.language_model import LanguageModel
 
 __all__ = ["UsageError", "load"]
 
 
 def load(path: str | Path | None = None) -> LanguageModel:
     """Open a checkpoint file or run folder (default: the newest run below the current folder)."""
-    from charlm import language_model  # PyTorch takes over a second to import: only where it is needed
+    from charlm.inference import language_model  # PyTorch takes over a second to import: only where it is needed
 
     return language_model.load(path)

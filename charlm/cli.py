@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from charlm.errors import UsageError
-from charlm.interrupt import Interrupted
+from charlm.training.interrupt import Interrupted
 
 DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user's own wish, before this module sets it
 LONGEST = 2000  # characters of a message

@@ -14,7 +14,7 @@ class UsageError(Exception):
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def as_usage_error(what: str) -> Iterator[None]:
     """Make a UsageError about the option `what` of whatever goes wrong.
 
     For calls of other people's code with the user's values: what it raises for a value that it did not expect can be

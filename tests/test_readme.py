@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from charlm.ladder import __main__ as ladder
-from charlm.ladder.table import short
-from conftest import ROOT, SMALL, run_train, summary
+from benchmarks.lesson import __main__ as ladder
+from benchmarks.lesson.table import short
+from tests.helpers import ROOT, SMALL, run_train, summary
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (.+)$", README, re.MULTILINE)
@@ -40,7 +40,7 @@ def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
         return
     where = [f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep"]
     # The user's own text stands in for the corpora, which may not be there.
-    corpus = ["~data.corpus", f"+data.corpus={{_target_: charlm.corpus.read, path: {text_file}}}"]
+    corpus = ["~data.corpus", f"+data.corpus={{_target_: charlm.text.sources.read, path: {text_file}}}"]
     data = [f"data.path={text_file}"] if "data=text" in arguments else corpus
     data += ["++data.val=200"]
     run_train(*arguments, *data, *SMALL[:1], *FEWER, *where)

@@ -23,8 +23,9 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from charlm.models.sequence import Sequence, check_flags, check_probabilities, check_sizes
-from charlm.state import State
+from charlm.models.checks import check_flags, check_probabilities, check_sizes
+from charlm.models.sequence import Sequence
+from charlm.models.state import State
 
 
 class Layers(Protocol):

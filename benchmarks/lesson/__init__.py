@@ -1,0 +1,1 @@
+"""The lesson's systems side by side with the lesson's own figures: python -m benchmarks.lesson"""

@@ -1,0 +1,1 @@
+"""One self-contained file on disk, opened without running code from it."""

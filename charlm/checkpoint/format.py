@@ -1,0 +1,59 @@
+"""What a charlm checkpoint holds: a Lightning checkpoint with one more entry, ``"charlm"``.
+
+The entry has the model's specification, the vocabulary, the text normalisation, the composed config and the corpus
+checksum, all plain values, so that the file alone is enough to sample from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from charlm.models.network import Network
+from charlm.text.vocab import Vocab
+
+KEY = "charlm"
+
+TRAINING = "charlm_training"  # carried state, running means and random states, to go on from
+
+FORMAT = 1
+
+FIELDS = ("model", "vocab", "normalisation", "config", "corpus", "run")
+
+PREFIX = "network."  # where CharLM keeps the network's weights
+
+
+def pack(
+    model: Mapping[str, Any],
+    vocab: Vocab,
+    normalisation: Mapping[str, Any],
+    config: Mapping[str, Any],
+    corpus: Mapping[str, Any],
+    run: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The checkpoint entry that makes a file self-contained. Everything must be plain values.
+
+    `run` is what ``train.py`` needs to go on, besides the config.
+    """
+    return {
+        "format": FORMAT,
+        "model": dict(model),
+        "vocab": vocab.to_dict(),
+        "normalisation": dict(normalisation),
+        "config": dict(config),
+        "corpus": dict(corpus),
+        "run": dict(run or {}),
+    }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's contents. `network` is in evaluation mode, on the CPU."""
+
+    network: Network
+    vocab: Vocab
+    normalisation: dict[str, Any]
+    config: dict[str, Any]
+    corpus: dict[str, Any]
+    run: dict[str, Any]

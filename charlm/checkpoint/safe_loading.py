@@ -1,0 +1,139 @@
+"""Read a checkpoint file from anybody without running code from it or taking more memory than it is long."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charlm.checkpoint.format import KEY
+from charlm.errors import UsageError
+
+ALLOWED_GLOBALS = {  # what PyTorch 2.6 to 2.13 calls to read the tensors and dicts of a checkpoint
+    "collections Counter",  # of a schedule that falls in steps
+    "collections OrderedDict",
+    "torch Size",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+}
+
+MOST_VALUES, MOST_DEPTH = 100_000, 32  # of a config
+
+
+def read_safely(path: Path) -> dict[str, Any]:
+    """What a checkpoint file of PyTorch holds: plain values and tensors, whoever wrote it.
+
+    No pickled code runs, and no more memory is taken than the file is long. Raises UsageError when it is missing,
+    damaged or something else.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py")
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\3\4":  # PyTorch would read it as something else, where a zip only looks at the end
+                raise ValueError
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            pickle = pickle_name([entry.filename for entry in entries])
+            # As PyTorch writes it: nothing compressed, so nothing is larger in memory than on the disk.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError
+            damaged = archive.testzip()  # PyTorch does not look at the check sums
+            if damaged is None:
+                check_pickle(archive.read(pickle))
+        if damaged is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
+                content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged zip or pickle can raise anything
+        raise UsageError(
+            f"{path} is not a checkpoint that can be opened safely: it is cut short, damaged, or something else"
+        ) from None
+    if damaged is not None:
+        raise UsageError(f"{path} is damaged: the check sum of its entry {damaged!r} is wrong")
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
+    return content
+
+
+def pickle_name(names: list[str]) -> str:
+    """Which entry is the pickle that PyTorch will read.
+
+    Raises ValueError for names that PyTorch, which takes large and small letters for the same, could mix up.
+    """
+    (folder,) = {name.partition("/")[0] for name in names}
+    (pickle,) = [name for name in names if name.lower().endswith(".pkl")]
+    if pickle != f"{folder}/data.pkl" or len({name.lower() for name in names}) != len(names):
+        raise ValueError
+    return pickle
+
+
+def check_pickle(data: bytes) -> None:
+    """Raise ValueError for a pickle that would call anything but what makes tensors and ordered dicts.
+
+    ``weights_only=True`` alone lets more through, such as a bytearray of any size.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "GLOBAL":
+            if argument not in ALLOWED_GLOBALS and not re.fullmatch(r"torch [A-Z][A-Za-z0-9]*Storage", str(argument)):
+                raise ValueError
+        elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+            raise ValueError
+
+
+def is_plain(value: object) -> bool:
+    """Whether `value` is made of nothing but dicts with text keys, lists, text, numbers, truth values and None.
+
+    And not of more than a config can be: a list that holds another ten times, which holds another ten times … takes
+    few bytes in a file and no end of time to go through.
+    """
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return True
+        part, depth = waiting.pop()
+        if type(part) is dict:
+            if not all(type(key) is str for key in part):
+                return False
+            inside = list(part.values())
+        elif type(part) in (list, tuple):
+            inside = list(part)
+        elif part is None or type(part) in (str, int, float, bool):
+            continue
+        else:
+            return False
+        if depth == MOST_DEPTH or len(inside) > MOST_VALUES:
+            return False
+        waiting += [(one, depth + 1) for one in inside]
+    return False
+
+
+def check_weights(weights: Mapping[str, Any], size: int) -> None:
+    """Raise UsageError for weights that are not what a file of `size` bytes can hold.
+
+    A tensor may claim any shape over a small memory (strides of 0), or none at all: such weights would ask for
+    more memory as soon as they are used.
+    """
+    total = 0
+    for name, tensor in weights.items():
+        if (
+            type(tensor) is not torch.Tensor
+            or tensor.layout != torch.strided
+            or tensor.device.type != "cpu"
+            or tensor.is_quantized
+            or not tensor.is_contiguous()
+        ):
+            raise UsageError(f"its weight {name!r} is not a plain tensor")
+        total += tensor.nbytes
+    if total > 2 * size:  # twice, because tied weights are stored once
+        raise UsageError(f"its weights claim {total:,} bytes, more than the file's {size:,}")
+    if len({tensor.dtype for tensor in weights.values()} - {torch.int64}) > 1:
+        raise UsageError("its weights are of different precision")

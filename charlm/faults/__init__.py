@@ -1,1 +1,0 @@
-"""Kill runs for real, resume them, and compare them with runs that nobody killed: ``python -m charlm.faults``."""

@@ -1,0 +1,61 @@
+"""Decoding: from a network and a prompt to more ids, one at a time.
+
+Each step feeds one character and keeps the recurrent state, so nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from charlm.checks import check_int, check_number
+from charlm.errors import UsageError
+from charlm.models.network import Network
+
+
+def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -> int:
+    """Draw from softmax(logits / temperature), or take the most likely id at temperature 0."""
+    if not logits_V.isfinite().all():
+        raise UsageError(
+            "the network's output is not finite: its training diverged; train it with a lower optimizer.lr"
+        )
+    if temperature == 0:
+        return int(logits_V.argmax())
+    # Shifted first, so that a tiny temperature cannot overflow. On the CPU, so that a seed gives the same
+    # text whatever device the network is on.
+    scaled = (logits_V.double() - logits_V.max()).cpu() / temperature
+    return int(torch.multinomial(scaled.softmax(-1), 1, generator=rng))
+
+
+def generate(
+    network: Network,
+    prompt_T: Tensor,
+    length: int,
+    *,
+    temperature: float = 1.0,
+    rng: torch.Generator | None = None,
+    first_id: int = 0,
+) -> Iterator[int]:
+    """An iterator over `length` ids that continue the prompt (int64, at least one id), each made when asked for.
+
+    `temperature` 0 is greedy. Ids below `first_id` (special symbols) are never chosen. The network
+    should be in evaluation mode. Raises UsageError for a negative length or temperature.
+    """
+    check_int("length", length, 0)
+    check_number("temperature", temperature)
+    return _generate(network, prompt_T, length, temperature, rng, first_id)
+
+
+@torch.inference_mode()
+def _generate(
+    network: Network, prompt_T: Tensor, length: int, temperature: float, rng: torch.Generator | None, first_id: int
+) -> Iterator[int]:
+    device = next(network.parameters()).device
+    logits, state = network(prompt_T.to(device).unsqueeze(0))
+    for step in range(length):
+        chosen = first_id + next_id(logits[0, -1, first_id:], temperature, rng)
+        yield chosen
+        if step + 1 < length:
+            logits, state = network(torch.tensor([[chosen]], device=device), state)

@@ -1,1 +1,0 @@
-"""The lesson's systems side by side with the lesson's own figures: python -m charlm.ladder"""

@@ -1,0 +1,102 @@
+"""RNNs from scratch: one-hot inputs, parameters made by hand, and a scan over time.
+
+ScanReLU, the lesson's Theano network (rows × columns; x and h are row vectors):
+    h_t = relu(x_t W_x + b_x + h_{t-1} W_h + b_h);  y_t = h_t W_y + b_y
+    W_h = I, biases 0, the other weights N(0, 2 / rows)
+ScanTanh, the char-RNN with an explicit loop over a window:
+    h_t = tanh(x_t W_x + W_h h_{t-1} + b_h);  y_t = h_t W_y + b_y
+    biases 0, weights N(0, 1 / rows)
+
+Trained as the lesson does, by plain SGD on single sequences, with the loss summed over each (see
+``conf/experiment/scan_relu.yaml`` and ``scan_tanh.yaml``).
+
+Shapes: B batch, T time, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charlm.models.checks import check_sizes
+from charlm.models.ops.scan import scan
+from charlm.models.sequence import Sequence
+from charlm.models.state import State
+
+
+def normal(rows: int, columns: int, variance: float) -> nn.Parameter:
+    """A weight matrix drawn from N(0, variance)."""
+    return nn.Parameter(torch.randn(rows, columns) * math.sqrt(variance))
+
+
+def zeros(columns: int) -> nn.Parameter:
+    """A bias."""
+    return nn.Parameter(torch.zeros(columns))
+
+
+class _Scan(Sequence):
+    """What the two share. The state is h, (1, B, H). Sizes in units; raises ValueError for sizes below 1."""
+
+    W_x: nn.Parameter
+    W_y: nn.Parameter
+    b_y: nn.Parameter
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        check_sizes(vocab_size=vocab_size, hidden_size=hidden_size)
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+
+    @abstractmethod
+    def step(self, h_BH: Tensor, x_BV: Tensor) -> Tensor:
+        """The state after one more one-hot character, (B, H)."""
+
+    def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
+        """The state after each input, (T, B, H), and the last of them."""
+        assert isinstance(state, Tensor)
+        x_TBV = F.one_hot(x_BT.t(), self.vocab_size).to(self.W_x.dtype)
+        states = scan(self.step, state[0], x_TBV.unbind(0))
+        return torch.stack(states), states[-1].unsqueeze(0)
+
+    def head(self, h_TBH: Tensor) -> Tensor:
+        """Logits, (T, B, V)."""
+        return h_TBH @ self.W_y + self.b_y
+
+    def start(self, batch_size: int) -> State:
+        """Zeros, (1, B, H)."""
+        return self.zeros(1, batch_size, self.hidden_size)
+
+    def part(self, parameter: str) -> str:
+        """W_x does what an embedding does, W_y and b_y what a head does."""
+        return {"W_x": "embedding", "W_y": "head", "b_y": "head"}.get(parameter, "recurrent")
+
+
+class ScanReLU(_Scan):
+    """The lesson's RNN from scratch in Theano."""
+
+    def __init__(self, vocab_size: int, hidden_size: int = 256) -> None:
+        super().__init__(vocab_size, hidden_size)
+        self.W_x, self.b_x = normal(vocab_size, hidden_size, 2 / vocab_size), zeros(hidden_size)
+        self.W_h, self.b_h = nn.Parameter(torch.eye(hidden_size)), zeros(hidden_size)
+        self.W_y, self.b_y = normal(hidden_size, vocab_size, 2 / hidden_size), zeros(vocab_size)
+
+    def step(self, h_BH: Tensor, x_BV: Tensor) -> Tensor:
+        """The state after one more one-hot character, (B, H)."""
+        return torch.relu(x_BV @ self.W_x + self.b_x + h_BH @ self.W_h + self.b_h)
+
+
+class ScanTanh(_Scan):
+    """The char-RNN with an explicit loop."""
+
+    def __init__(self, vocab_size: int, hidden_size: int = 100) -> None:
+        super().__init__(vocab_size, hidden_size)
+        self.W_x = normal(vocab_size, hidden_size, 1 / vocab_size)
+        self.W_h, self.b_h = normal(hidden_size, hidden_size, 1 / hidden_size), zeros(hidden_size)
+        self.W_y, self.b_y = normal(hidden_size, vocab_size, 1 / hidden_size), zeros(vocab_size)
+
+    def step(self, h_BH: Tensor, x_BV: Tensor) -> Tensor:
+        """The state after one more one-hot character, (B, H)."""
+        return torch.tanh(x_BV @ self.W_x + h_BH @ self.W_h.t() + self.b_h)

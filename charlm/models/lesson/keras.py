@@ -1,0 +1,131 @@
+"""The lesson's Keras Sequential models: same layers, parameter counts and initial weights as Keras.
+
+    embedding or one-hot → [batch normalisation] → recurrent layers, dropout after each
+    → [dense relu → dropout] → dense, read at every step (`TimeDistributed`) or after a window
+
+SimpleRNN: h_t = f(W x_t + U h_{t-1} + b), f = relu or tanh, U orthogonal or the identity
+LSTM: gates i, f, c, o with one bias, that of the forget gate starting at 1; U orthogonal
+Kernels are glorot-uniform, embeddings uniform in ±0.05, other biases 0; batch normalisation has
+epsilon 0.001 and momentum 0.99.
+
+Shapes: B batch, T time, E embedding (or vocabulary), H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charlm.models.checks import check_flags, check_probabilities, check_sizes
+from charlm.models.lesson.cells import Cell, LSTMCell, RNNCell, StackedCells
+from charlm.models.lesson.loops import keras_init
+from charlm.models.sequence import Sequence
+from charlm.models.state import State
+
+
+class _Keras(Sequence):
+    """What the families share; see the module's docstring.
+
+    Arguments: sizes in units; `embedding_size`, None for one-hot inputs; `layers`, stacked recurrent
+    layers; `batch_norm`, whether inputs are normalised; `dropout`, the probability of dropping a unit
+    after each recurrent and the dense layer; `dense_size`, None for no layer between recurrent and head;
+    `context`, None for an output at every step, or N for one after each window of N characters.
+    Raises ValueError for sizes below 1 and probabilities outside [0, 1).
+    """
+
+    cell: ClassVar[type[Cell]]
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int | None = 42,
+        hidden_size: int = 256,
+        layers: int = 1,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        dense_size: int | None = None,
+        context: int | None = None,
+        **cell_options: Any,
+    ) -> None:
+        super().__init__(context)
+        check_sizes(vocab_size=vocab_size, hidden_size=hidden_size, layers=layers)
+        optional = {"embedding_size": embedding_size, "dense_size": dense_size}
+        check_sizes(**{name: size for name, size in optional.items() if size is not None})
+        check_probabilities(dropout=dropout)
+        check_flags(batch_norm=batch_norm)
+        self.vocab_size = vocab_size
+        self.embedding = None if embedding_size is None else nn.Embedding(vocab_size, embedding_size)
+        inputs = embedding_size or vocab_size
+        self.norm = nn.BatchNorm1d(inputs, eps=1e-3, momentum=0.01) if batch_norm else None
+        self.recurrent = StackedCells(self.cell, inputs, hidden_size, layers, dropout, biases=1, **cell_options)
+        self.dropout = nn.Dropout(dropout)
+        self.dense = None if dense_size is None else nn.Linear(hidden_size, dense_size)
+        self.head = nn.Linear(dense_size or hidden_size, vocab_size)
+        keras_init(self)
+        for cell in self.cells():
+            nn.init.xavier_uniform_(cell.weight_ih)
+            nn.init.orthogonal_(cell.weight_hh)
+            nn.init.zeros_(cell.bias_ih)
+
+    def cells(self) -> list[Cell]:
+        """The layers' cells, from the first."""
+        return [part for part in self.recurrent.modules() if isinstance(part, Cell)]
+
+    def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
+        """Inputs of the head (T, B, H) and the state after the last step."""
+        x_TB = x_BT.t()
+        if self.embedding is None:
+            e_TBE = F.one_hot(x_TB, self.vocab_size).to(next(self.parameters()).dtype)
+        else:
+            e_TBE = self.embedding(x_TB)
+        if self.norm is not None:
+            e_TBE = self.normalise(e_TBE.flatten(0, 1)).view_as(e_TBE)  # over the batch and time, as Keras does
+        h_TBH, state = self.recurrent(e_TBE, state)
+        h_TBH = self.dropout(h_TBH)
+        if self.dense is not None:
+            h_TBH = self.dropout(torch.relu(self.dense(h_TBH)))
+        return h_TBH, state
+
+    def normalise(self, e_NE: Tensor) -> Tensor:
+        """Batch normalisation; a single row, which has no variance, by the running statistics."""
+        assert self.norm is not None
+        norm, training = self.norm, self.training and len(e_NE) > 1
+        statistics = norm.running_mean, norm.running_var
+        return F.batch_norm(e_NE, *statistics, norm.weight, norm.bias, training, norm.momentum or 0.0, norm.eps)
+
+    def start(self, batch_size: int) -> State:
+        """Zeros, (layers, B, H)."""
+        return self.zeros(self.recurrent.num_layers, batch_size, self.recurrent.hidden_size)
+
+
+class SimpleRNN(_Keras):
+    """Keras's fully connected recurrent layer."""
+
+    cell = RNNCell
+
+    def __init__(self, vocab_size: int, activation: str = "relu", identity: bool = True, **options: Any) -> None:
+        super().__init__(vocab_size, activation=activation, **options)
+        check_flags(identity=identity)
+        if identity:
+            for cell in self.cells():
+                nn.init.eye_(cell.weight_hh)
+
+
+class LSTM(_Keras):
+    """Keras's LSTM layer; its state is the pair (h, c)."""
+
+    cell = LSTMCell
+
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
+        for cell in self.cells():
+            forget = slice(self.recurrent.hidden_size, 2 * self.recurrent.hidden_size)
+            nn.init.ones_(cell.bias_ih[forget])
+
+    def start(self, batch_size: int) -> State:
+        """Zeros, (h, c), each (layers, B, H)."""
+        zeros = super().start(batch_size)
+        return zeros, zeros

@@ -1,0 +1,1 @@
+"""What families share: ways to run a recurrence over time."""

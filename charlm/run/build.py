@@ -1,0 +1,166 @@
+"""From a composed config to what a run is made of: data, model, callbacks, trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.profilers import PassThroughProfiler
+
+from charlm.checkpoint.building import at_most, build_network
+from charlm.checkpoint.format import pack
+from charlm.checkpoint.storage import Store
+from charlm.checks import check_choice, check_int, check_number
+from charlm.data.module import CharDataModule
+from charlm.errors import UsageError, as_usage_error
+from charlm.run.config import instantiate
+from charlm.text.corpus import Corpus
+from charlm.training.callbacks.checkpoints import Checkpoints
+from charlm.training.callbacks.divergence_guard import DivergenceGuard
+from charlm.training.checkpoint_io import StoreIO
+from charlm.training.interrupt import Interrupt
+from charlm.training.module import CharLM
+from charlm.training.objective import Objective
+from charlm.training.schedulers import check_interval
+
+MOST_TENSORS = 10_000  # parameters of a network: making more takes longer than anyone means to wait
+
+
+def build_callbacks(node: DictConfig) -> list[pl.Callback]:
+    """The observers that ``callbacks`` describes."""
+    made = instantiate(node) or {}
+    for name, callback in made.items():
+        if not isinstance(callback, pl.Callback):
+            raise UsageError(f"callbacks.{name} is not a callback: it needs a _target_")
+    return list(made.values())
+
+
+def build_checkpoints(
+    node: Any, folder: Path, monitor: str, interrupt: Interrupt, health: DivergenceGuard
+) -> Checkpoints:
+    """The callback that writes ``best.ckpt`` and ``last.ckpt``, as often as ``checkpoint`` says."""
+    with as_usage_error("checkpoint"):
+        return Checkpoints(folder / "checkpoints", monitor, interrupt, health, **(node or {}))
+
+
+def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
+    """The data module that ``data`` describes."""
+    options = {k: v for k, v in settings["data"].items() if k not in ("name", "corpus", "path", "paths", "encoding")}
+    with as_usage_error("data"):
+        return CharDataModule(corpus, seed=settings["seed"], **options)
+
+
+def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
+    """How many times the optimiser moves in an epoch of `batches` batches under Lightning's limits."""
+    limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
+    if isinstance(limit, int):
+        batches = min(batches, limit)
+    elif isinstance(limit, float):
+        batches = int(batches * limit)
+    return max(
+        1, -(-batches // check_int("trainer.accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1), 1))
+    )
+
+
+def build_model(
+    config: DictConfig, settings: dict[str, Any], data: CharDataModule, corpus: dict[str, Any], run: dict[str, Any]
+) -> CharLM:
+    """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
+    check_size(settings["model"], len(data.vocab))
+    network = build_network(settings["model"], len(data.vocab))
+    if network.context and (data.mode, data.bptt) != ("windows", network.context):
+        raise UsageError(
+            f"this model predicts only after a window of {network.context} characters: it needs "
+            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.context}, "
+            f"not {data.mode} of {data.bptt}"
+        )
+    check_number("optimizer.lr", config.optimizer.get("lr", 0))
+    interval = check_choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
+    optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule.scheduler)
+    check_interval(schedule, interval)
+    if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
+        optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
+    entry = pack(settings["model"], data.vocab, data.normalisation, settings, corpus, run)
+    with as_usage_error("objective"):
+        objective = Objective(**(settings.get("objective") or {}))
+    groups = settings.get("parameter_groups") or {}
+    model = CharLM(network, optimizer, schedule, interval, groups, objective, entry)
+    model.configure_optimizers()  # a refused argument shows now
+    return model
+
+
+def check_size(spec: dict[str, Any], vocab_size: int) -> None:
+    """Raise UsageError for a network that this machine could not train, before any memory is taken."""
+    with torch.device("meta"), at_most(MOST_TENSORS, "are allowed"), torch.random.fork_rng(devices=[]):
+        count = sum(p.numel() for p in build_network(spec, vocab_size).parameters())
+    needed, there = 16 * count, memory()  # weights, gradients and Adam's two averages, four bytes each
+    if needed > there:
+        raise UsageError(
+            f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, and there are {there / 1e9:,.1f} GB: "
+            f"lower model.hidden_size, model.embedding_size or model.layers"
+        )
+
+
+def memory() -> float:
+    """How many bytes this process may use: the machine's, or less where a container or the user limits them."""
+    limits: list[float] = [math.inf]
+    with contextlib.suppress(ImportError, AttributeError):  # not on Windows
+        import resource
+
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit in it ("max")
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limit for limit in limits if limit > 0)
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning asks its profiler some sixty times a step; one shared context answers fastest."""
+
+    _nothing = contextlib.nullcontext()
+
+    # Lightning's type is of what `@contextmanager` makes; all that it does is enter and leave it.
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return self._nothing
+
+
+def build_trainer(
+    settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], store: Store, *, validate: bool
+) -> pl.Trainer:
+    """Lightning's Trainer, quiet: what a person sees comes from `Terminal`; its checkpoints go to `store`."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    if settings["accelerator"] == "auto":
+        # Not Apple's MPS: it has no float64 for exact sums, and small recurrent networks are slower there.
+        settings = {**settings, "accelerator": "cuda" if torch.cuda.is_available() else "cpu"}
+    if not validate:
+        settings = {**settings, "limit_val_batches": 0}
+    devices = settings["devices"]
+    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+        raise UsageError(f"trainer.devices={devices}: a run trains on one device; give 1, or one number such as [0]")
+    for name, only in {"num_nodes": 1, "strategy": "auto"}.items():
+        if settings.get(name, only) != only:
+            raise UsageError(f"trainer.{name}={settings[name]}: a run trains on one device; leave it out")
+    check_int("trainer.max_epochs", settings["max_epochs"], 1)
+    if settings["gradient_clip_val"] is not None:
+        check_number("trainer.gradient_clip_val", settings["gradient_clip_val"])
+    elif settings["gradient_clip_algorithm"] == "value":
+        raise UsageError("trainer.gradient_clip_algorithm=value clips nothing without trainer.gradient_clip_val")
+    with as_usage_error("trainer"):
+        return pl.Trainer(
+            **{"profiler": _NoProfiler(), **settings},
+            default_root_dir=folder,
+            logger=False,
+            plugins=[StoreIO(store)],
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )

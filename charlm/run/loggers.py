@@ -1,0 +1,126 @@
+"""Where figures go besides the run folder's own files. Each function serves one ``conf/logger/*.yaml``.
+
+None of them stops training. W&B works in a thread of its own, every wait for it has an end, and what goes
+wrong there costs one line on the terminal: the run's own files do not depend on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from charlm.checks import check_choice
+from charlm.errors import UsageError
+from charlm.run.wandb_thread import FINISH_SECONDS, INIT_SECONDS, WandbThread, reason, say
+
+
+def wandb_logger(
+    folder: Path,
+    config: dict[str, Any],
+    sweep: str | None,
+    project: str,
+    mode: str,
+    group: str | None,
+    tags: list[str],
+) -> Logger | None:
+    """A W&B run in `folder`, silent on the console; a resumed run goes on with the W&B run of before.
+
+    `mode` "auto" is online when the user is logged in (or as ``WANDB_MODE`` says), else offline: no
+    account is needed and nothing is asked. Raises UsageError for values that W&B does not take.
+    """
+    check_choice("logger.mode", mode, ("auto", "online", "offline"))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_CONSOLE", "off")
+    # Reports of W&B's own errors: they go to its server, and a server that hangs keeps the program from ending.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        import wandb
+        from wandb import env
+        from wandb.sdk import wandb_setup
+        from wandb.sdk.lib import runid
+    except Exception as error:  # a broken installation raises anything
+        say(f"{reason(error)}; nothing is logged there")
+        return None
+    options: dict[str, Any] = {"project": project, "run_group": group or sweep, "run_tags": tags}
+    options |= {"run_name": folder.name, "root_dir": str(folder), "init_timeout": INIT_SECONDS}
+    try:
+        settings = wandb.Settings(finish_timeout=FINISH_SECONDS, finish_timeout_raises=True, **options)
+    except (wandb.errors.UsageError, ValueError) as error:
+        raise UsageError(f"logger: {reason(error)}") from None
+    for name, place in {env.CACHE_DIR: env.get_cache_dir(), env.DATA_DIR: Path(env.get_data_dir())}.items():
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):  # without the first, W&B's process writes its log on the terminal
+            os.environ[name] = str(folder.absolute() / "wandb/cache")
+    earlier = _earlier(folder)
+    # One for both attempts: the server may know the run though its answer did not come.
+    identity = earlier or os.environ.get("WANDB_RUN_ID") or runid.generate_id()
+
+    def begin(offline: bool) -> Any:
+        """A W&B run, offline or as the user wants it."""
+        how: Any = "offline" if offline else mode
+        if how != "auto":
+            wandb_setup.singleton().settings.mode = how  # what the user asked for here comes before WANDB_MODE
+        logged_in = how != "offline" and wandb.login(prompt=False, verify=False)
+        if how == "auto":
+            how = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        if how not in ("offline", "dryrun", "disabled") and not logged_in:  # else W&B would ask, and wait
+            raise RuntimeError("nobody is logged in (see wandb login)")
+        resume: Any = "allow" if earlier else None
+        return wandb.init(config=config, settings=settings, mode=how, id=identity, resume=resume)
+
+    return _Wandb(WandbThread(begin))
+
+
+def csv_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger:
+    """Every logged step in ``csv/metrics.csv``; what a resumed run logs in ``csv-2``, ``csv-3`` …"""
+    names = itertools.chain(["csv"], (f"csv-{number}" for number in itertools.count(2)))
+    # Lightning deletes what is there of before.
+    return _Csv(save_dir=folder, name=next(n for n in names if not any(folder.glob(f"{n}/*"))), version="")
+
+
+def no_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger | None:
+    """Nothing besides the run folder's own files."""
+    return None
+
+
+class _Csv(CSVLogger):
+    """Lightning's CSV logger, which a full disk does not stop: what it did not take is tried again with the next."""
+
+    _failed = False
+
+    def save(self) -> None:
+        try:
+            super().save()
+        except OSError as error:
+            if not self._failed:
+                what = f"{self.root_dir} cannot be written: {error.strerror or error}"
+                print(f"{what}; training goes on", file=sys.stderr)
+            self._failed = True
+
+
+class _Wandb(WandbLogger):
+    """Lightning's W&B logger, on a run that stands `aside`."""
+
+    def __init__(self, aside: WandbThread) -> None:
+        super().__init__(experiment=aside)  # type: ignore[arg-type]  # it has all that Lightning uses of a W&B run
+        self._aside = aside
+
+    def log_table(self, key: str, *args: Any, **options: Any) -> None:
+        try:
+            super().log_table(key, *args, **options)
+        except Exception as error:
+            self._aside.fail(f"{reason(error)}; missing there: {key}")
+
+
+def _earlier(folder: Path) -> str | None:
+    """The id of the newest W&B run in `folder`."""
+    found = folder.glob("wandb/*run-*/run-*.wandb")
+    newest = max(found, key=lambda path: path.parent.name.removeprefix("offline-"), default=None)
+    return newest.stem.removeprefix("run-") if newest else None

@@ -1,0 +1,1 @@
+"""From files or the web to characters, and from characters to ids."""

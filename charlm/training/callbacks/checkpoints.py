@@ -1,0 +1,114 @@
+"""When checkpoints are written: ``best.ckpt``, ``last.ckpt``, and ``cycle-1.ckpt`` … for SGDR.
+
+Lightning's ModelCheckpoint writes one file at one occasion, cannot go on after a full disk, and forgets the
+best loss when the folder was moved; hence this one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+
+from charlm.checks import check_int, check_number
+from charlm.errors import UsageError
+from charlm.training.callbacks.divergence_guard import DivergenceGuard
+from charlm.training.interrupt import Interrupt
+from charlm.training.schedulers import cycles_begun
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `best`, from after the validation with the lowest loss so far, and `last`, to go on from.
+
+    `last` is written when training begins, after every epoch, every `every_minutes` minutes and every
+    `every_steps` steps (None: not by this measure), and when the user interrupts. ``cycle-1.ckpt`` … are what
+    SGDR had learned when its learning rate was about to restart (fast.ai's `on_cycle_end`); a cycle is a whole number
+    of epochs. None is written while `health` is bad. `monitor` names the loss; one of training is looked at when an
+    epoch ends.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        monitor: str,
+        interrupt: Interrupt,
+        health: DivergenceGuard,
+        every_minutes: float | None = None,
+        every_steps: int | None = None,
+    ) -> None:
+        self.best, self.last = folder / "best.ckpt", folder / "last.ckpt"
+        self.monitor, self.interrupt, self.health = monitor, interrupt, health
+        self.every_steps = math.inf if every_steps is None else check_int("checkpoint.every_steps", every_steps, 1)
+        self.every_seconds = math.inf
+        if every_minutes is not None:
+            self.every_seconds = 60 * check_number("checkpoint.every_minutes", every_minutes)
+            if not self.every_seconds:
+                raise UsageError("checkpoint.every_minutes=0 must be more than 0, or null")
+        self.lowest = math.inf
+        self._stopped_before = 0  # the max_epochs of a run that stopped early
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make sure that there is something to resume from."""
+        self._step = trainer.global_step
+        # Early stopping has stopped this run; it goes on only if it is to become longer.
+        trainer.should_stop = self._stopped_before == trainer.max_epochs
+        self.best.parent.mkdir(exist_ok=True)
+        if self._step == 0:
+            trainer.save_checkpoint(self.last)
+        self._saved_step, self._saved_at = self._step, time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write `last`, when it is due or the user interrupts."""
+        step, before = trainer.global_step, self._step
+        self._step = step
+        if step == before or trainer.is_last_batch:
+            return  # gradients are still being accumulated; the epoch's end is near and writes one anyway
+        due = step - self._saved_step >= self.every_steps or time.monotonic() - self._saved_at >= self.every_seconds
+        if due or self.interrupt.signal:
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `best`, if it is."""
+        if trainer.state.fn == "fit" and self.monitor.startswith("val"):
+            self._save_best(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `last`, `best` if training is all there is to look at, and one more if a cycle of SGDR ends here."""
+        if self.monitor.startswith("train"):
+            self._save_best(trainer)
+        for config in trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if isinstance(schedule, CosineAnnealingWarmRestarts) and schedule.T_cur == 0:
+                self._save(trainer, self.last.with_name(f"cycle-{cycles_begun(schedule)}.ckpt"))
+        self._save_last(trainer)
+
+    def _save_best(self, trainer: pl.Trainer) -> None:
+        loss = trainer.callback_metrics[self.monitor].item()
+        if loss < self.lowest:
+            self.lowest = loss
+            self._save(trainer, self.best)
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        self._stopped_before = int(trainer.max_epochs or 0) if trainer.should_stop else 0
+        self._save(trainer, self.last)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self.interrupt.check()
+
+    def _save(self, trainer: pl.Trainer, path: Path) -> None:
+        self.health.check(trainer)
+        if not self.health.streak:  # what may be broken does not take the place of what was good
+            trainer.save_checkpoint(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lowest loss so far, and whether the run has stopped early."""
+        return {"lowest": self.lowest, "stopped_before": self._stopped_before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.lowest = float(state_dict["lowest"])
+        self._stopped_before = int(state_dict.get("stopped_before", 0))

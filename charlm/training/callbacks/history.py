@@ -1,0 +1,167 @@
+"""What a run measured: one row an epoch, in `metrics.csv`; a line every few steps to the loggers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from charlm.checkpoint.storage import Store
+from charlm.training.module import current_lr
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "train_nats",
+    "val_nats",
+    "val_bpc",
+    "val_perplexity",
+    "val_accuracy",
+    "learning_rate",
+    "characters_per_second",
+    "seconds",
+)
+VALIDATED = ("nats", "bpc", "perplexity", "accuracy")
+
+
+class History(pl.Callback):
+    """Keeps `rows`, one dict of `COLUMNS` an epoch (epochs count from 1), and writes them to ``metrics.csv``.
+
+    `characters_per_second` counts training characters over the time spent training, validation left
+    out. `seconds` is the whole epoch with its validation. Missing values are None. A checkpoint holds all of it,
+    so the rows and times of a resumed run go on; time spent on work that a kill undid is in none of them.
+    """
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self.path, self.store = path, store
+        self.rows: list[dict[str, Any]] = []
+        self.best_nats = math.inf  # over all validations, an epoch's end or not
+        self.characters, self.training_seconds = 0, 0.0
+        self.fit_seconds = self.earlier_seconds = 0.0  # the latter: of `fit_seconds`, before a resume
+        self._val: dict[str, float] = {}
+        self._epoch: dict[str, Any] = {}  # of the epoch under way, from a checkpoint
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note how often to log; asked once, not at each step. Take up the epoch that a checkpoint left off in."""
+        self._every = trainer.log_every_n_steps if trainer.loggers else 0
+        self._logged_step = trainer.global_step
+        now = time.perf_counter()
+        self._fit_started = now - self.fit_seconds
+        self._begin(trainer)
+        if self._epoch:
+            self._started, self._trained = now - self._epoch["seconds"], self._epoch["trained"]
+            self._lr, self._val = self._epoch["learning_rate"], dict(self._epoch["val"])
+            total, count, seconds = self._epoch["logged"]
+            self._logged = (total, count, now - seconds)
+            self._epoch = {}
+        self._write()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Start the clocks."""
+        self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        self._started = self._resumed = time.perf_counter()
+        self._trained, self._lr = 0.0, current_lr(trainer.optimizers[0])
+        self._logged = (0.0, 0, self._started)
+        self._val = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Every `log_every_n_steps` steps, log the mean loss, the rate and the speed since the last time."""
+        step = trainer.global_step
+        if not self._every or step == self._logged_step or step % self._every:  # accumulating: the step stays
+            return
+        self._logged_step = step
+        # Reading the sums waits for the device: only here, never at each step.
+        total, count, now = (
+            pl_module.train_nats.total.item(),
+            int(pl_module.train_nats.count),
+            time.perf_counter(),
+        )
+        before_total, before_count, before = self._logged
+        self._logged = (total, count, now)
+        characters = max(count - before_count, 1)
+        values = {
+            "train/nats_step": (total - before_total) / characters,
+            "learning_rate": current_lr(trainer.optimizers[0]),
+            "characters_per_second": characters / (now - before),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step - 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Note how long the whole fit took, with its validations, samples and checkpoints."""
+        self.fit_seconds = time.perf_counter() - self._fit_started
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop the training clock."""
+        if trainer.state.fn == "fit":
+            int(pl_module.train_nats.count)  # let a device finish the work that is to be timed
+            self._paused = time.perf_counter()
+            self._trained += self._paused - self._resumed
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Start the training clock again."""
+        if trainer.state.fn == "fit":
+            self._val = {name: trainer.callback_metrics[f"val/{name}"].item() for name in VALIDATED}
+            self.best_nats = min(self.best_nats, self._val["nats"])
+            self._resumed = time.perf_counter()
+            self._logged = (*self._logged[:2], self._logged[2] + self._resumed - self._paused)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Add the epoch's row. Runs before the module's own hook, which empties the means."""
+        count, nats = int(pl_module.train_nats.count), pl_module.train_nats.compute().item()
+        now = time.perf_counter()
+        self._trained += now - self._resumed
+        self.characters += count
+        self.training_seconds += self._trained
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "train_nats": nats,
+            **{f"val_{name}": self._val.get(name) for name in VALIDATED},
+            "learning_rate": self._lr,
+            "characters_per_second": count / self._trained,
+            "seconds": now - self._started,
+        }
+        self.rows.append(row)
+        self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self.store.write(self.path, text.getvalue().encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows and sums so far, and the epoch under way."""
+        now = time.perf_counter()
+        return {
+            "rows": list(self.rows),
+            "best_nats": self.best_nats,
+            "characters": self.characters,
+            "training_seconds": self.training_seconds,
+            "fit_seconds": now - self._fit_started,
+            "epoch": {
+                "seconds": now - self._started,
+                "trained": self._trained + now - self._resumed,
+                "logged": (*self._logged[:2], now - self._logged[2]),
+                "learning_rate": self._lr,
+                "val": self._val,
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.rows = [{name: row[name] for name in COLUMNS} for row in state_dict["rows"]]
+        self.best_nats, self.characters = float(state_dict["best_nats"]), int(state_dict["characters"])
+        self.training_seconds, self.fit_seconds = map(
+            float, (state_dict["training_seconds"], state_dict["fit_seconds"])
+        )
+        self.earlier_seconds, self._epoch = self.fit_seconds, state_dict["epoch"]

@@ -1,0 +1,475 @@
+"""Hostile checkpoints and configs by the thousand: python -m tests.checkpoint.fuzz checkpoints|configs 2000 [FIRST]
+
+Every one must be opened or refused with one sentence: no traceback, nothing executed, no hang, no memory beyond
+1 GB. Prints how many of each kind were tried, opened and refused. `tests/checkpoint/test_fuzz.py` runs it in CI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import traceback
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+import charlm.run.experiment
+from charlm import UsageError
+from charlm.checkpoint.loading import load_checkpoint
+from charlm.checkpoint.paths import run_folder
+from charlm.cli import exit_cleanly
+from charlm.inference.language_model import LanguageModel
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 10  # for one of them
+GIGABYTE = 2**30
+
+
+class Executed:
+    """Leaves a file behind when it is unpickled or called."""
+
+    path = ""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (Executed.path,)
+
+
+# Mutations of a checkpoint file: bytes in, bytes out.
+
+
+def flip_bits(data: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 10, 100])):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def cut_short(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def splice(data: bytes, rng: random.Random) -> bytes:
+    """Drop, repeat or overwrite a stretch."""
+    start, length = rng.randrange(len(data)), rng.choice([1, 8, 100, 5000])
+    piece = rng.choice([b"", data[start : start + length] * 2, rng.randbytes(length), b"\0" * length, b"\xff" * length])
+    return data[:start] + piece + data[start + length :]
+
+
+def with_entry(data: bytes, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """The same archive with changed entries and right check sums."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", compression) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, change(entry.filename, old.read(entry)))
+    return out.getvalue()
+
+
+def pickle_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Change the pickle itself, so that no check sum helps."""
+    mutate = rng.choice([flip_bits, splice, cut_short])
+    return with_entry(data, lambda name, body: mutate(body, rng) if name.endswith("data.pkl") else body)
+
+
+def storage_sizes(data: bytes, rng: random.Random) -> bytes:
+    """Tensors whose bytes are fewer, more or other than the pickle says."""
+
+    def change(name: str, body: bytes) -> bytes:
+        if "/data/" in name and rng.random() < 0.5:
+            return rng.choice([b"", body[: len(body) // 2], body * 3, rng.randbytes(len(body)), b"\xff" * len(body)])
+        return body
+
+    return with_entry(data, change)
+
+
+def opcodes(data: bytes, rng: random.Random) -> bytes:
+    """A pickle of hostile opcodes in the place of the checkpoint's."""
+    calls = [
+        (os.system, (f"mkdir {Executed.path}",)),
+        (os.mkdir, (Executed.path,)),
+        (eval, (f"__import__('os').mkdir({Executed.path!r})",)),
+        (bytearray, (10**10,)),
+        (torch.zeros, (10**10,)),
+        (torch.hub.load, ("x", "y")),
+        (getattr, ("a", "upper")),
+    ]
+    function, arguments = rng.choice(calls)
+    hostile = type("Hostile", (), {"__reduce__": lambda self: (function, arguments)})()
+    body = pickle.dumps(
+        {"charlm": hostile, "state_dict": [hostile]} if rng.random() < 0.5 else hostile, rng.choice([2, 4])
+    )
+    return with_entry(data, lambda name, old: body if name.endswith("data.pkl") else old)
+
+
+def zip_bomb(data: bytes, rng: random.Random) -> bytes:
+    """Nothing, and much of it, compressed."""
+    blank = b"\0" * rng.choice([10**4, 10**6])
+    return with_entry(data, lambda name, old: blank if "/data/" in name else old, zipfile.ZIP_DEFLATED)
+
+
+# Mutations of what a checkpoint holds: saved anew as PyTorch does it.
+
+
+def hostile_value(rng: random.Random, depth: int = 0) -> Any:
+    """A value that nobody expects."""
+    deep: Any = 1
+    for _ in range(rng.choice([5, 50, 300])):
+        deep = [deep] if rng.random() < 0.5 else {"a": deep}
+    simple = [
+        *(None, True, False, -1, 0, 1, 2, 3.5, 10**9, -(10**9), 2**31, 2**63, 10**30, 1e-300, 1e308),
+        *(
+            float("nan"),
+            float("inf"),
+            "",
+            "\0",
+            "\ud800",
+            "é" * 1000,
+            "a" * 10**5,
+            "../../etc/passwd",
+            "/dev/zero",
+            "1e3",
+        ),
+        *("${oc.env:HOME}", "${now:%Y}", "${nonsense:1}", "${seed}", "${", "os.system", "charlm.models.recurrent.GRU"),
+        *(
+            "charlm.text.sources.os.system",
+            "charlm.run.experiment.run",
+            "builtins.eval",
+            "torch.optim.lr_scheduler.LambdaLR",
+        ),
+        *([], {}, [1, "a", None], [[]], {"_target_": "os.system", "command": f"mkdir {Executed.path}"}),
+        *({"_target_": "builtins.eval", "_args_": [f"__import__('os').mkdir({Executed.path!r})"]},),
+        *(
+            {"_target_": "os.mkdir", "path": Executed.path},
+            {"_target_": "charlm.text.sources.os.mkdir", "path": Executed.path},
+        ),
+        *(
+            {"_target_": ["os.mkdir"], "_partial_": True},
+            {"_target_": "subprocess.Popen", "args": ["touch", Executed.path]},
+        ),
+        *({"_target_": "torch.optim.optimizer.torch.hub.load"}, {"_target_": "charlm.models.recurrent.LSTM"}, deep),
+    ]
+    if depth < 2 and rng.random() < 0.2:
+        return {rng.choice(["_target_", "_args_", "a", "lr"]): hostile_value(rng, depth + 1) for _ in range(3)}
+    return copy.deepcopy(rng.choice(simple))
+
+
+def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of everything below `value`."""
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*above, key)
+        yield from paths(part, (*above, key))
+
+
+def mutate(tree: Any, rng: random.Random, among: str | None = None) -> str:
+    """Change one to three places of `tree`; returns what was done."""
+    done = []
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        places = [path for path in paths(tree) if among is None or path[0] == among]
+        if not places:
+            break  # all of it was replaced
+        *above, key = rng.choice(places)
+        parent = tree
+        for step in above:
+            parent = parent[step]
+        kind = rng.choice(["replace", "replace", "replace", "remove", "add", "nudge"])
+        if kind == "remove":
+            del parent[key]
+        elif kind == "add" and isinstance(parent, dict):
+            parent[rng.choice(["nonsense", "_target_", "_args_", "_partial_", "_recursive_", "_convert_", "lr"])] = (
+                hostile_value(rng)
+            )
+        elif kind == "nudge" and isinstance(parent[key], int | float):
+            parent[key] = parent[key] * rng.choice([-1, 0, 2, 1000, 10**6, 10**9, 0.5])
+        else:
+            parent[key] = hostile_value(rng)
+        done.append(f"{kind} {'.'.join(map(str, [*above, key]))}")
+    return ", ".join(done)
+
+
+def hostile_tensor(weight: torch.Tensor, rng: random.Random) -> Any:
+    """Something in the place of a weight."""
+    return rng.choice(
+        [
+            lambda: weight.double(),
+            lambda: weight.long(),
+            lambda: weight[:1],
+            lambda: weight.flatten(),
+            lambda: torch.full_like(weight, float("nan")),
+            lambda: torch.zeros(1).expand(10**9, 10**6),
+            lambda: torch.zeros(1).expand_as(weight),
+            lambda: torch.empty(weight.shape, device="meta"),
+            lambda: weight.to_sparse(),
+            lambda: torch.zeros(0),
+            lambda: weight.to(torch.complex64),
+            lambda: torch.nn.Parameter(weight),
+            lambda: hostile_value(rng),
+        ]
+    )()
+
+
+def content(data: bytes, rng: random.Random) -> bytes:
+    """Change what the checkpoint says."""
+    tree = torch.load(io.BytesIO(data), weights_only=True)
+    if rng.random() < 0.4:
+        name = rng.choice(list(tree["state_dict"]))
+        tree["state_dict"][name] = hostile_tensor(tree["state_dict"][name], rng)
+    else:
+        mutate(tree, rng, rng.choice(["charlm", "charlm", "charlm", None]))
+    out = io.BytesIO()
+    torch.save(tree, out)
+    return out.getvalue()
+
+
+def billions(data: bytes, rng: random.Random) -> bytes:
+    """Ask for a network of any size."""
+    tree = torch.load(io.BytesIO(data), weights_only=True)
+    size = rng.choice([10**4, 10**6, 10**9, 10**12, 2**62])
+    tree["charlm"]["model"][rng.choice(["hidden_size", "embedding_size", "layers", "context"])] = size
+    if rng.random() < 0.5:  # with weights that seem to fit
+        for name, weight in tree["state_dict"].items():
+            shape = [min(size, 10**9) if n == 16 else n for n in weight.shape]
+            tree["state_dict"][name] = torch.zeros(1).expand(shape)
+    out = io.BytesIO()
+    torch.save(tree, out)
+    return out.getvalue()
+
+
+def laughs(data: bytes, rng: random.Random) -> bytes:
+    """A list of lists of lists, all the same: endless to go through, short in the file."""
+    tree = torch.load(io.BytesIO(data), weights_only=True)
+    inside: Any = ["x"]
+    for _ in range(rng.choice([5, 20, 31, 100])):
+        inside = [inside] * 10
+    rng.choice([tree, tree["charlm"], tree["charlm"]["config"], tree["charlm"]["model"]])["laughs"] = inside
+    out = io.BytesIO()
+    torch.save(tree, out)
+    return out.getvalue()
+
+
+def disguised(data: bytes, rng: random.Random) -> bytes:
+    """A zip whose hostile pickle PyTorch would find where a zip reader does not look."""
+    hostile = pickle.dumps(type("Hostile", (), {"__reduce__": lambda self: (bytearray, (2 * 10**9,))})(), 2)
+    if rng.random() < 0.5:
+        return hostile + data
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(f"archive/{rng.choice(['DATA.PKL', 'Data.pkl', 'data.PKL'])}", hostile)
+        archive.writestr("archive/version", "3\n")
+        if rng.random() < 0.5:
+            archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+    return out.getvalue()
+
+
+TRAINING = ["callbacks", "charlm_training", "optimizer_states", "lr_schedulers", "loops"]
+CHECKPOINTS = [
+    *(
+        laughs,
+        disguised,
+        flip_bits,
+        cut_short,
+        splice,
+        pickle_bytes,
+        storage_sizes,
+        opcodes,
+        zip_bomb,
+        content,
+        content,
+    ),
+    billions,
+]
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Interrupt what hangs."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise TimeoutError(f"took longer than {seconds} s")
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def peak() -> int:
+    """The most memory this process has had so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def sentence(message: str) -> None:
+    """Raise unless `message` is one that a person can read."""
+    if not message.strip() or "Traceback" in message or len(message) > 3000:
+        raise AssertionError(f"not one sentence: {message[:2000]!r}")
+
+
+def open_checkpoint(path: Path, rng: random.Random) -> str:
+    """Open it as sample.py would, and write with it."""
+    try:
+        opened = load_checkpoint(path)
+        LanguageModel(opened.network, opened.vocab, opened.normalisation).generate("", 3, seed=0)
+    except UsageError as error:
+        sentence(str(error).replace(str(path), "FILE"))
+        return "refused"
+    return "opened"
+
+
+def train_small(folder: Path) -> list[str]:
+    """Train a small run in `folder`; returns its overrides."""
+    text = folder / "text.txt"
+    words = random.Random(0)
+    text.write_text("".join(words.choice("abcde fgh\n") for _ in range(1500)))
+    overrides = [
+        *("data=text", f"data.path={text}", "data.bptt=8", "data.batch_size=4", "model.hidden_size=16", "logger=none"),
+        *("model.embedding_size=8", "trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.samples.length=5"),
+    ]
+    run_config(compose_run(overrides, folder / "run"))
+    return overrides
+
+
+def compose_run(overrides: list[str], folder: Path) -> Any:
+    """What train.py would be given, with Hydra told where it runs."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [*overrides, f"hydra.run.dir={folder}"], return_hydra_config=True)
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(folder)
+        config.hydra.job.num = 0
+        config.hydra.job.id = "0"
+    return config
+
+
+def run_config(composed: Any, settings: Any = None) -> tuple[int, str]:
+    """Train as `train.py` would, as `composed` says or `settings` in its place; returns status and stderr."""
+    HydraConfig.instance().set_config(composed)
+    Path(composed.hydra.runtime.output_dir).mkdir(exist_ok=True)
+    if settings is None:
+        settings = {key: composed._get_node(key) for key in composed if key != "hydra"}
+    config = OmegaConf.create(settings)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err), exit_cleanly():
+            charlm.run.experiment.run(config)
+    except SystemExit as end:
+        return int(end.code or 0), err.getvalue()
+    return 0, err.getvalue()
+
+
+def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Counter[str]:
+    """Open `count` mutated checkpoints."""
+    train_small(folder)
+    data = (folder / "run/checkpoints/best.ckpt").read_bytes()
+    results: Counter[str] = Counter()
+    path = folder / "hostile.ckpt"
+    for number in range(count):
+        rng, kind = random.Random(f"{seed} {number}"), CHECKPOINTS[number % len(CHECKPOINTS)]
+        path.write_bytes(kind(data, rng))
+        with naming(f"{kind.__name__} {number}"):
+            results[f"{kind.__name__}: {open_checkpoint(path, rng)}"] += 1
+    return results
+
+
+def fuzz_configs(count: int, seed: int, folder: Path) -> Counter[str]:
+    """Train as `count` hostile configs say, half of them in a checkpoint that is resumed; 19 of 20 stop when ready."""
+    overrides, run = train_small(folder), folder / "fuzz"
+    new, again = compose_run(overrides, run), compose_run([f"resume={run}"], run)
+    plain = OmegaConf.to_container(new)
+    del plain["hydra"]
+    fit = charlm.run.experiment.fit
+    results: Counter[str] = Counter()
+    for number in range(count):
+        rng, resumed, real = random.Random(f"{seed} {number}"), number % 2 == 1, number % 40 < 2
+        shutil.rmtree(run, ignore_errors=True)
+        settings = copy.deepcopy(plain)
+        if resumed:
+            shutil.copytree(folder / "run", run)
+            tree = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+            settings = tree["charlm"]["config"]
+        if resumed and number % 4 == 1:  # what resuming itself reads, in the place of the config
+            what = mutate(tree, rng, rng.choice(TRAINING))
+            real = True
+        else:
+            what = mutate(settings, rng)
+        if isinstance(settings.get("trainer"), dict) and real:
+            settings["trainer"]["max_epochs"] = 1 + resumed
+        charlm.run.experiment.fit = fit if real else lambda *arguments: None
+        kind = "resumed" if resumed else "new"
+        with naming(f"{kind} {number} ({what})"):
+            if resumed:
+                torch.save(tree, run / "checkpoints/last.ckpt")
+                status, said = run_config(again)
+            else:
+                try:
+                    OmegaConf.create(settings)
+                except Exception:  # no config at all, by OmegaConf's own word
+                    results["new: no config"] += 1
+                    continue
+                status, said = run_config(new, settings)
+            if status:
+                sentence(said)
+            end = "trained" if not status else "made ready" if "nothing to train" in said else "refused"
+            results[f"{kind}: {end}"] += 1
+    return results
+
+
+failures: list[str] = []
+
+
+@contextmanager
+def naming(label: str) -> Iterator[None]:
+    """Note what goes wrong with one of them, and go on with the next."""
+    before = peak()
+    try:
+        with warnings.catch_warnings(), within(SECONDS):
+            warnings.simplefilter("ignore")
+            yield
+    except BaseException as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        failures.append(f"{label}: {type(error).__name__}: {str(error)[:300]} ({place.filename}:{place.lineno})")
+    if Path(Executed.path).exists():
+        failures.append(f"{label}: something was executed")
+        Path(Executed.path).rmdir()
+    if peak() > max(before, GIGABYTE):
+        failures.append(f"{label}: took {peak() / GIGABYTE:.2f} GB")
+    if len(failures) > 20:
+        raise SystemExit("\n".join(failures))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["checkpoints", "configs"])
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        Executed.path = f"{temporary}/executed"
+        fuzz = fuzz_checkpoints if arguments.what == "checkpoints" else fuzz_configs
+        results = fuzz(arguments.count, arguments.seed, Path(temporary))
+    print(json.dumps({**dict(sorted(results.items())), "peak megabytes": peak() // 2**20}, indent=2))
+    if failures:
+        raise SystemExit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Hostile checkpoints and configs by the thousand, in a process of their own (see tests/checkpoint/fuzz.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["checkpoints", "configs"])
+def test_thousands_of_hostile_files_do_no_harm(what: str) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-m", "tests.checkpoint.fuzz", what, "2000"],
+        cwd=ROOT,
+        env={**os.environ, "HYDRA_FULL_ERROR": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-5000:]
+    results = json.loads(outcome.stdout)
+    assert results.pop("peak megabytes") < 1024
+    assert sum(results.values()) == 2000
+    good = [name for name in results if name.endswith(("opened", "trained", "made ready"))]
+    assert len(good) >= 3, "harmless changes must be let through, or nothing was tested"

@@ -1,0 +1,88 @@
+"""Shared by all tests: a small data module, a quiet Trainer, and one way to run train.py in this process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import runpy
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from charlm.data.module import CharDataModule
+from charlm.text.corpus import Corpus
+from charlm.training.module import CharLM
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def data_module(text: str, **options: Any) -> CharDataModule:
+    return CharDataModule(Corpus(text, "made up", "0" * 64), **{"batch_size": 4, "bptt": 8, **options})
+
+
+def char_lm(network: torch.nn.Module, lr: float = 1e-2, **options: Any) -> CharLM:
+    return CharLM(network, functools.partial(torch.optim.Adam, lr=lr), **options)
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    common = {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0, "default_root_dir": folder}
+    return pl.Trainer(**{**quiet, **common, "max_epochs": 1, **options})
+
+
+@functools.cache
+def model_spec(name: str) -> dict[str, Any]:
+    """What conf/model/NAME.yaml says."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", [f"model={name}"]).model)
+
+
+MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
+
+
+def run_train(*overrides: str) -> float | None:
+    """`python train.py *overrides` in this process; returns the job's value. Raises SystemExit as it would."""
+    import charlm.run.experiment
+
+    values: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        run = charlm.run.experiment.run
+        patch.setattr(charlm.run.experiment, "run", lambda config: values.append(run(config)) or values[-1])
+        patch.setattr(sys, "argv", ["train.py", *overrides])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return values[-1] if values else None
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+SMALL = ("logger=none", "model.embedding_size=8", "model.hidden_size=16", "trainer.max_epochs=2")
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The protobuf records of an offline W&B file: a 7-byte header, then LevelDB log blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, parts = path.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no record header fits into the end of a block
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # full, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""

@@ -1,0 +1,66 @@
+"""Run the programs as a user does, and look at how they end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.helpers import ROOT
+
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there: no test reaches the network
+PROXIES = {name: NOWHERE for proxy in ("http_proxy", "https_proxy", "all_proxy") for name in (proxy, proxy.upper())}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def is_refusal(self, *named: str, sentences: bool = True) -> bool:
+        """Assert a clean refusal that names all of `named`; in one line, unless Hydra wrote the message."""
+        assert "Traceback" not in self.out + self.err, self
+        assert self.status == 2, self
+        assert self.err.startswith("error: "), self
+        assert not sentences or self.err.count("\n") == 1, self
+        assert not sentences or len(self.err) < 600, self
+        for name in named:
+            assert name in self.err, self
+        return True
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    """No network, no debugging, no cache of an earlier day."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "NO_PROXY", "no_proxy")}
+    return {**kept, **PROXIES, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+def program(script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str]) -> Outcome:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def nothing_was_trained(run_folder: Path) -> bool:
+    """At most Hydra's own record of the configuration is there."""
+    return all(name.startswith(".hydra") for name in contents(run_folder))
+
+
+# The real programs.
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
