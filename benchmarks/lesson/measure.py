@@ -17,7 +17,7 @@ from benchmarks.lesson.lesson import STEPS, Entry
 from benchmarks.lesson.runs import ROOT, command, read_csv, said
 from charlm.errors import UsageError
 
-ORACLE = Path("tests/oracle.py")
+ORACLE = Path("tests/models/oracle.py")
 
 
 def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
