@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: one thread each, set before torch is imported
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+from tests.helpers import ROOT  # noqa: E402
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
