@@ -16,6 +16,28 @@ from tests.helpers import ROOT  # noqa: E402
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
+# Marked `fast`: modules, and folders of modules, that together take less than two minutes on two cores.
+FAST = (
+    "checkpoint/test_checkpoint.py",
+    "checkpoint/test_storage.py",
+    "data",
+    "inference/test_decoding.py",
+    "models",
+    "run/test_configs.py",
+    "test_packaging.py",
+    "text/test_sources.py",
+    "text/test_vocab.py",
+    "training",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `FAST` as ``fast``, those apart that are marked ``slow``."""
+    fast = [ROOT / "tests" / name for name in FAST]
+    for item in items:
+        if item.get_closest_marker("slow") is None and any(item.path.is_relative_to(place) for place in fast):
+            item.add_marker(pytest.mark.fast)
+
 
 @pytest.fixture(autouse=True)
 def in_repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
