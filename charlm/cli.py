@@ -64,6 +64,10 @@ def exit_cleanly() -> Iterator[None]:
         from omegaconf.errors import OmegaConfBaseException
 
         if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors, too
+            from charlm.run.compose import explain
+
+            if sentence := explain(error):
+                fail(sentence)
             cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
             fail(f"{error}{cause}")
         if isinstance(error, ValueError) and "Config group override" in str(error):  # as in logger=null

@@ -50,12 +50,18 @@ MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 
 def run_train(*overrides: str) -> float | None:
     """`python train.py *overrides` in this process; returns the job's value. Raises SystemExit as it would."""
-    import charlm.run.experiment
+    from charlm.run import experiment
 
     values: list[float] = []
+    original = experiment.run
+
+    def run(settings: dict[str, Any], job: Any) -> experiment.Result:
+        result = original(settings, job)
+        values.append(result.nats)
+        return result
+
     with pytest.MonkeyPatch.context() as patch:
-        run = charlm.run.experiment.run
-        patch.setattr(charlm.run.experiment, "run", lambda config: values.append(run(config)) or values[-1])
+        patch.setattr(experiment, "run", run)
         patch.setattr(sys, "argv", ["train.py", *overrides])
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     return values[-1] if values else None

@@ -85,8 +85,8 @@ def test_thirty_jobs_in_one_process_leave_nothing_open(
 ) -> None:
     held, run, before = [], charlm.run.experiment.run, (sys.exit, sys.excepthook, logging.raiseExceptions)
 
-    def job(config: Any) -> float:
-        value = run(config)
+    def job(settings: Any, which: Any) -> Any:
+        value = run(settings, which)
         gc.collect()
         held.append(Held.now())
         assert wandb.run is None

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from charlm import UsageError
 from charlm.checkpoint.paths import quoted, resume_command
-from charlm.run.plan import escape
+from charlm.run.resume import escape
 from charlm.training.module import CharLM
 from tests.faults import __main__ as faults
 from tests.faults.compare import compare, differences, rows

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.errors import UsageError
-from charlm.run.config import build_corpus, check_sections, load_corpus, plain
+from charlm.run.compose import Job, check_sections
+from charlm.run.instantiate import build_corpus
+from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
+from charlm.text.download import Unavailable
 
 # What a resumed run may change: how long and where it trains, what it reports, and where its text lies now.
 OVERRIDABLE = (
@@ -43,7 +44,6 @@ RECORD = {"model", "substituted", "sweep", "overrides"}  # what a run needs to g
 class Plan:
     """What to train, where, and from which checkpoint if not from the beginning. `record` has the keys of `RECORD`."""
 
-    config: DictConfig
     settings: dict[str, Any]
     corpus: Corpus
     folder: Path
@@ -53,53 +53,64 @@ class Plan:
     checkpoint: Path | None = None
 
 
-def fresh(config: DictConfig) -> Plan:
+def fresh(settings: dict[str, Any], job: Job) -> Plan:
     """A new run. Raises UsageError when its folder holds one already."""
-    check_sections(config)
-    hydra = HydraConfig.get()
-    folder = Path(os.path.relpath(hydra.runtime.output_dir))
+    folder = Path(os.path.relpath(job.folder))
     check_unused(folder)
-    if config.schedule.steps_per_epoch is not None:
-        raise UsageError("schedule.steps_per_epoch is filled in by the program: leave it null")
-    corpus, config, substitution = load_corpus(config)
+    corpus, settings, substitution = load_corpus(settings, job)
     record = {
-        "model": hydra.runtime.choices.get("model"),
+        "model": job.model,
         "substituted": bool(substitution),
-        "sweep": None,
-        "overrides": list(hydra.overrides.task),
+        "sweep": job.sweep,
+        "overrides": job.overrides,
     }
-    header = {}
-    if hydra.mode == RunMode.MULTIRUN:
-        record["sweep"] = Path(hydra.sweep.dir).name
-        header = {"job": f"{hydra.job.num}, {' '.join(hydra.overrides.task)}"}
+    header = {} if job.number is None else {"job": f"{job.number}, {' '.join(job.overrides)}"}
     notices = [substitution] if substitution else []
-    return Plan(config, plain(config), corpus, folder, record, header, notices)
+    return Plan(settings, corpus, folder, record, header, notices)
+
+
+def load_corpus(settings: dict[str, Any], job: Job) -> tuple[Corpus, dict[str, Any], str]:
+    """The corpus, the settings that are really used, and a line to print if the corpus was substituted.
+
+    Only the default corpus of a plain ``train.py`` may be substituted, when it cannot be downloaded: never
+    one that the user named, nor that of a recipe (``experiment=``).
+    """
+    try:
+        return build_corpus(settings), settings, ""
+    except Unavailable as error:
+        if job.substitute is None:
+            raise
+        name, substitute = settings["data"]["name"], job.substitute()
+        line = (
+            f"NO {name.upper()}: {error}. TRAINING ON {substitute['data']['name'].upper()} INSTEAD, "
+            f"the reference text that came with your Python."
+        )
+    return build_corpus(substitute), substitute, line
 
 
 def check_unused(folder: Path) -> None:
     """Raise UsageError when `folder` holds a run. What was killed before its first checkpoint is none."""
     if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
-        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or go on with resume={folder}")
+        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or use resume={folder}")
 
 
-def resumed(config: DictConfig) -> Plan:
-    """A run that goes on from the checkpoint that ``config.resume`` means, with its own config.
+def resumed(settings: dict[str, Any], job: Job) -> Plan:
+    """A run that resumes from the checkpoint that ``settings["resume"]`` means, with its own settings.
 
     Raises UsageError for a checkpoint that cannot be used, and where it would not be the same run.
     """
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        raise UsageError("resume= goes on with one run: leave out -m")
-    path = find_resume_checkpoint(config.resume)
+    if job.number is not None:
+        raise UsageError("resume= resumes one run: leave out -m")
+    path = find_resume_checkpoint(settings["resume"])
     folder = Path(os.path.relpath(folder_of(path)))
-    if Path(hydra.runtime.output_dir).resolve() != folder.resolve():
-        raise UsageError("a resumed run goes on in its own folder: leave out hydra.run.dir")
+    if job.folder.resolve() != folder.resolve():
+        raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
     if opened.run.keys() != RECORD or not isinstance(opened.run["overrides"], list):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: train anew")
-    saved = OmegaConf.create(escape(opened.config))
+    saved, notices = change(opened.config, settings, job.overrides, opened.run["overrides"])
     check_sections(saved)
-    notices = change(saved, config, list(hydra.overrides.task), opened.run["overrides"])
+    check_targets({name: node for name, node in saved.items() if name != "model"})  # the model's is checked above
     try:
         corpus = build_corpus(saved)
     except UsageError as error:
@@ -109,36 +120,41 @@ def resumed(config: DictConfig) -> Plan:
             f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "
             f"{opened.corpus.get('sha256')}; bring back the old text, or start a new run"
         )
-    header = {"resumed": f"from {path.name}"}
-    return Plan(saved, plain(saved), corpus, folder, opened.run, header, notices, path)
+    return Plan(saved, corpus, folder, opened.run, {"resumed": f"from {path.name}"}, notices, path)
 
 
-def change(saved: DictConfig, config: DictConfig, overrides: list[str], before: list[str]) -> list[str]:
-    """Take into `saved` what `overrides` ask for and `config` has; returns what the user should know.
+def change(
+    saved: dict[str, Any], settings: dict[str, Any], overrides: list[str], before: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """`saved` with what `overrides` ask for, as it stands in `settings`, and what the user should know of it.
 
-    Raises UsageError for what a resumed run cannot change; what it was started with may be said again.
+    Raises UsageError for what a resumed run cannot change; what it was started with may be given again.
     """
-    planned = saved.trainer.max_epochs
+    check_sections(saved)
+    changed, planned = OmegaConf.create(escape(saved)), saved["trainer"]["max_epochs"]
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if not any(key == free or key.startswith(f"{free}.") for free in OVERRIDABLE):
+        if not any(key == option or key.startswith(f"{option}.") for option in OVERRIDABLE):
             if override not in before:
                 raise UsageError(
-                    f"{override} cannot change in a resumed run, which goes on with its own config; only "
+                    f"{override} cannot change in a resumed run, which keeps its own config; only "
                     f"{', '.join(OVERRIDABLE[1:])} can: start a new run, or leave it out"
                 )
         elif key != "resume":
+            value = OmegaConf.select(OmegaConf.create(escape(settings)), key)
             # The settings are resolved, so that the corpus has a path of its own.
             for place in {key, key.replace("data.", "data.corpus.")}:
-                OmegaConf.update(saved, place, OmegaConf.select(config, key), merge=False)
-    check_sections(saved)
-    epochs = saved.trainer.max_epochs
+                OmegaConf.update(changed, place, value, merge=False)
+    result: Any = OmegaConf.to_container(changed, resolve=True)
+    check_sections(result)
+    epochs = result["trainer"]["max_epochs"]
     if isinstance(epochs, int) and isinstance(planned, int) and epochs < planned:
         raise UsageError(f"trainer.max_epochs={epochs} cannot become less than the run's {planned}: it may only grow")
-    made_for = OmegaConf.select(saved, "schedule.scheduler.epochs")
+    scheduler = result["schedule"]["scheduler"]
+    made_for = scheduler.get("epochs") if isinstance(scheduler, dict) else None
     if made_for in (None, epochs):
-        return []
-    return [f"the schedule was made for {made_for} epochs: after them the rate stays as it is"]
+        return result, []
+    return result, [f"the scheduler was made for {made_for} epochs: after them the rate stays as it is"]
 
 
 def escape(value: Any) -> Any:
