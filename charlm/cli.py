@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,9 @@ def exit_cleanly() -> Iterator[None]:
 
     A bug still shows its traceback. So does everything when the user set HYDRA_FULL_ERROR.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not end a run
+            stream.reconfigure(errors="replace")
     if DEBUG:
         yield
         return

@@ -108,9 +108,11 @@ def run(settings: dict[str, Any], job: Job) -> Result:
     with claimed(folder, new=new), resumable(folder, checkpoints):
         save_config(settings, folder, job, new=new)
         started = time.perf_counter()
-        with quiet(), logging_to(trainer, settings["logger"], folder, settings, record["sweep"]):
+        with quiet(), logging_to(trainer, settings["logger"], job.given, folder, settings, record["sweep"]):
             with interrupt.listening():
                 fit(trainer, model, data, plan.checkpoint, observers)
+            if report_of_profiler := trainer.profiler.summary():  # type: ignore[attr-defined]
+                console.print(report_of_profiler, markup=False)
             if not history.rows:
                 raise UsageError("trainer: these limits leave nothing to train")
             if model.first_step in (None, trainer.global_step):
@@ -192,14 +194,14 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def logging_to(
-    trainer: pl.Trainer, node: Any, folder: Path, settings: dict[str, Any], sweep: str | None
+    trainer: pl.Trainer, node: Any, given: set[str], folder: Path, settings: dict[str, Any], sweep: str | None
 ) -> Iterator[None]:
     """Give the trainer the logger that ``logger`` describes; end the W&B run, so that the next job gets its own.
 
     Our own loggers are functions of the run; any other class is called with what the user says, its files going into
     the run folder unless the user says where.
     """
-    built = instantiate("logger", node)
+    built = instantiate("logger", node, given)
     if isinstance(built, functools.partial):
         with as_usage_error("logger"):
             built = built(folder=folder, config=settings, sweep=sweep)

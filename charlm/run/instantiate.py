@@ -55,8 +55,8 @@ def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> 
     unknown = [key for key in node if not key.startswith("_") and key not in parameters]
     for key in unknown:
         if any(option == f"{name}.{key}" or option.startswith(f"{name}.{key}.") for option in given):
-            takes = ", ".join(list(parameters)[1:] if inspect.isclass(node["_target_"]) else parameters)
-            raise UsageError(f"{name}.{key}: {node['_target_']} has no such option; its options are {takes}")
+            target = str(node["_target_"]).rpartition(".")[2]
+            raise UsageError(f"{name}.{key}: {target} has no option {key}; it takes {', '.join(parameters)}")
     return {key: value for key, value in node.items() if key not in unknown}
 
 

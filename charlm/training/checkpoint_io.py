@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class StoreIO(CheckpointIO):
         """Write `checkpoint` to `path`."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        with suppress(OSError):  # a full disk: the store keeps it and tries again
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.store.write(Path(path), buffer.getvalue())
         if not self._proven and Path(path).exists():
             try:
