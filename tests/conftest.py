@@ -7,11 +7,25 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers import ROOT
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores slow PyTorch down tenfold
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
+
+
+FAST = {"data", "inference", "models", "text"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the quick folders as fast."""
+    for item in items:
+        if item.path.parent.name in FAST and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from benchmarks.lesson.lesson import STEPS, Entry
 from benchmarks.lesson.runs import ROOT, command, read_csv, said
 from charlm.errors import UsageError
 
-ORACLE = Path("tests/oracle.py")
+ORACLE = "tests.models.oracle"
 
 
 def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
@@ -79,11 +79,11 @@ def oracle() -> dict[str, Any]:
     from charlm.training.callbacks.terminal import machine
 
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, str(ROOT / ORACLE)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", ORACLE], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise UsageError(f"row 21: {ORACLE} failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
     return {
-        "command": f"python {ORACLE}",
+        "command": f"python -m {ORACLE}",
         "difference": json.loads(done.stdout),
         "minutes": (time.perf_counter() - started) / 60,
         "machine": machine(torch.device("cpu")),
