@@ -44,7 +44,7 @@ def test_the_published_parameter_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["keras_rnn", "keras_seq_rnn"])
 def test_keras_counts_the_same(keras: Any, name: str) -> None:
-    every_step = model_spec(name)["context"] is None
+    every_step = model_spec(name)["window"] is None
     dense = keras.layers.Dense(86, activation="softmax")
     model = keras.Sequential(
         [

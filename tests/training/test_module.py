@@ -50,7 +50,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-UNBOUNDED = [name for name in MODELS if model_spec(name).get("context") is None]
+UNBOUNDED = [name for name in MODELS if model_spec(name).get("window") is None]
 
 
 @pytest.mark.parametrize("name", UNBOUNDED)
