@@ -53,7 +53,7 @@ def bare(overrides: list[str]) -> dict[str, float]:
         state = None
         network.train()
         for x, y, *_ in train:
-            logits, state = network(x, None if state is None else detach(state))
+            logits, state, _ = network(x, None if state is None else detach(state))
             loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
             optimizer.zero_grad()
             loss.backward()
@@ -65,7 +65,7 @@ def bare(overrides: list[str]) -> dict[str, float]:
         total, count, state = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device), None
         with torch.inference_mode():
             for x, y, *_ in val:
-                logits, state = network(x, state)
+                logits, state, _ = network(x, state)
                 flat = logits.reshape(-1, logits.shape[-1]), y.reshape(-1)
                 total += F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum")
                 count += (y != IGNORE).sum()

@@ -42,7 +42,7 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 def model_spec(name: str) -> dict[str, Any]:
     """What conf/model/NAME.yaml says."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", [f"model={name}"]).model)
+        return OmegaConf.to_container(compose("train", [f"model={name}"]).model, resolve=True)
 
 
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))

@@ -12,6 +12,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from charlm.errors import UsageError, as_usage_error
 from charlm.models.network import Network
+from charlm.models.sequence import Sequence
+from charlm.models.windowed import Windowed
 
 FAMILIES = "charlm.models"
 
@@ -38,6 +40,7 @@ def resolve_class(target: object, within: Iterable[str]) -> Any:
 def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     """Make a network from its specification: ``_target_`` and plain keyword arguments.
 
+    With ``window``, an argument that any family takes, it predicts only after so many characters (see `Windowed`).
     Raises UsageError when `_target_` is not a network class that ``charlm.models`` itself defines, or
     when the class refuses the arguments.
     """
@@ -46,8 +49,16 @@ def build_network(spec: Mapping[str, Any], vocab_size: int) -> Network:
     if not isinstance(family, type) or not issubclass(family, Network) or family is Network:
         raise UsageError(f"model: {target!r} is not a network in {FAMILIES}.*: nothing else is built")
     arguments = {key: value for key, value in spec.items() if key != "_target_"}
+    window = arguments.pop("window", None)
     with as_usage_error("model"):
-        return family(vocab_size=vocab_size, **arguments)
+        network = family(vocab_size=vocab_size, **arguments)
+        if getattr(network, "places", None) not in (None, window):
+            raise ValueError(f"places={network.places} is the length of a window: give window={network.places}")
+        if window is None:
+            return network
+        if not isinstance(network, Sequence):
+            raise ValueError(f"{family.__name__} takes no window: only a {Sequence.__name__} does")
+        return Windowed(network, window)
 
 
 @contextmanager

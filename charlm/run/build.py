@@ -76,10 +76,10 @@ def build_model(settings: dict[str, Any], data: CharDataModule, corpus: dict[str
     """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
     check_size(settings["model"], len(data.vocab))
     network = build_network(settings["model"], len(data.vocab))
-    if network.context and (data.mode, data.bptt) != ("windows", network.context):
+    if network.window and (data.mode, data.bptt) != ("windows", network.window):
         raise UsageError(
-            f"this model predicts only after a window of {network.context} characters: it needs "
-            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.context}, "
+            f"this model predicts only after a window of {network.window} characters: it needs "
+            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.window}, "
             f"not {data.mode} of {data.bptt}"
         )
     check_number("optimizer.lr", settings["optimizer"].get("lr", 0))

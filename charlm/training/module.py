@@ -82,7 +82,7 @@ class CharLM(pl.LightningModule):
             state = self.network.initial_state(batch.x.shape[0])
         elif batch.first is not False:  # rows of their own start afresh
             state = where_rows(batch.first, self.network.initial_state(batch.x.shape[0]), state)
-        logits, state = self.network(batch.x, state)
+        logits, state, _ = self.network(batch.x, state)
         self._carry[stage] = detach(state)
         # One target for families that predict only after a window. Losses are float32 at least.
         return logits.float(), batch.y[:, -logits.shape[1] :]

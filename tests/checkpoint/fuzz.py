@@ -238,7 +238,7 @@ def billions(data: bytes, rng: random.Random) -> bytes:
     """Ask for a network of any size."""
     tree = torch.load(io.BytesIO(data), weights_only=True)
     size = rng.choice([10**4, 10**6, 10**9, 10**12, 2**62])
-    tree["charlm"]["model"][rng.choice(["hidden_size", "embedding_size", "layers", "context"])] = size
+    tree["charlm"]["model"][rng.choice(["hidden_size", "embedding_size", "layers", "window"])] = size
     if rng.random() < 0.5:  # with weights that seem to fit
         for name, weight in tree["state_dict"].items():
             shape = [min(size, 10**9) if n == 16 else n for n in weight.shape]
