@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
+from charlm.checkpoint.building import package_of
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store
@@ -52,7 +53,8 @@ def run(config: DictConfig) -> float:
     config.schedule.steps_per_epoch = steps_per_epoch(settings["trainer"], len(data.train_dataloader()))
     settings["schedule"] = OmegaConf.to_container(config.schedule, resolve=True)
     origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
-    model = build_model(config, settings, data, origin, plan.record)
+    trust = None if plan.checkpoint is None else ()  # the user's own word, or a file's
+    model = build_model(config, settings, data, origin, plan.record, trust)
     validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
@@ -84,7 +86,7 @@ def run(config: DictConfig) -> float:
                 more = f"trainer.max_epochs={config.trainer.max_epochs + 1} or more would go on"
                 console.print(f"this run was done after {len(history.rows)} epochs; {more}")
             store.close()
-            test_nats = evaluate(trainer, model, data, checkpoints.best) if data.rows["test"] else None
+            test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
         summary = {
             **best_losses(history, validated=validate),
             **({} if test_nats is None else {"test_nats": test_nats}),
@@ -196,9 +198,9 @@ def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | N
         raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
 
 
-def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path) -> float:
+def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: dict[str, Any]) -> float:
     """The test loss of the best checkpoint, nats per character."""
-    network = load_checkpoint(best).network
+    network = load_checkpoint(best, trust=[package_of(settings["model"]["_target_"])]).network
     model.network.load_state_dict(network.state_dict())
     with interruptible(trainer):
         return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])

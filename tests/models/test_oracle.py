@@ -235,7 +235,9 @@ def of_their_name(key: str) -> str:
 
 
 def test_the_command_prints_the_differences() -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.models.oracle"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.oracle"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     assert set(found) == {"RNN", "GRU", "LSTM"}
     assert all(value < 1e-6 for value in found.values())

@@ -1,0 +1,133 @@
+"""Small network families whose parameters and buffers are unlike those of charlm's own; and one that cannot be kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from charlm.models.recurrent import GRU
+
+
+class Small(GRU):
+    """What they have in common; the test trains each of them in less than a second."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size, 8, 8)
+
+
+class Tied(Small):
+    """One weight to look characters up and to predict them."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.head.weight = self.embedding.weight
+
+
+class ReassignedBias(Small):
+    """A bias that is given another start."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.head.bias = nn.Parameter(torch.full((vocab_size,), 0.5))
+
+
+class WeightNorm(Small):
+    """A weight that is computed from its size and its direction."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        weight_norm(self.head)
+
+
+class WeightDrop(Small):
+    """Recurrent weights that are dropped anew each time, made from others that are trained (AWD-LSTM)."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        raw = self.recurrent._parameters.pop("weight_hh_l0")
+        self.recurrent.register_parameter("weight_hh_l0_raw", raw)
+        self.recurrent.weight_hh_l0 = raw.detach()
+
+    def features(self, x_BT: Tensor, state: Any) -> Any:
+        raw = self.recurrent.weight_hh_l0_raw
+        self.recurrent.weight_hh_l0 = F.dropout(raw, 0.3, self.training)
+        return super().features(x_BT, state)
+
+
+class BooleanBuffer(Small):
+    """Units that are switched off for good."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.register_buffer("on", torch.arange(8) % 3 > 0)
+
+    def features(self, x_BT: Tensor, state: Any) -> Any:
+        h_TBH, last = super().features(x_BT, state)
+        return h_TBH * self.on, last
+
+
+class MixedTypes(Small):
+    """A head in double precision, and a count beside it."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.head = nn.Sequential(ToDouble(), nn.Linear(8, vocab_size, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int32))
+
+
+class ToDouble(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+class NonPersistentBuffer(Small):
+    """A scale that is made with the network and not kept in its file."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 8), persistent=False)
+
+    def features(self, x_BT: Tensor, state: Any) -> Any:
+        h_TBH, last = super().features(x_BT, state)
+        return h_TBH * self.scale, last
+
+
+class Transposed(Small):
+    """A weight that does not lie in memory row by row."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.head.weight = nn.Parameter(torch.randn(8, vocab_size).t())
+
+
+class Growing(Small):
+    """Cannot be opened again: its buffer is of another shape as soon as it is used."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def initial_state(self, batch_size: int) -> Any:
+        return super().initial_state(batch_size)
+
+    def train(self, mode: bool = True) -> Growing:
+        self.seen = torch.zeros(3)
+        return super().train(mode)
+
+
+class Keeper(Small):
+    """Cannot be opened again: it keeps what is no tensor."""
+
+    def get_extra_state(self) -> Any:
+        return {"when": range(3)}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class NotANetwork(nn.Module):
+    """Does not keep the contract."""
