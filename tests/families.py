@@ -12,42 +12,35 @@ from torch.nn.utils.parametrizations import weight_norm
 from charlm.models.recurrent import GRU
 
 
-class Small(GRU):
-    """What they have in common; the test trains each of them in less than a second."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size, 8, 8)
-
-
-class Tied(Small):
+class Tied(GRU):
     """One weight to look characters up and to predict them."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         self.head.weight = self.embedding.weight
 
 
-class ReassignedBias(Small):
+class ReassignedBias(GRU):
     """A bias that is given another start."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         self.head.bias = nn.Parameter(torch.full((vocab_size,), 0.5))
 
 
-class WeightNorm(Small):
+class WeightNorm(GRU):
     """A weight that is computed from its size and its direction."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         weight_norm(self.head)
 
 
-class WeightDrop(Small):
+class WeightDrop(GRU):
     """Recurrent weights that are dropped anew each time, made from others that are trained (AWD-LSTM)."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         raw = self.recurrent._parameters.pop("weight_hh_l0")
         self.recurrent.register_parameter("weight_hh_l0_raw", raw)
         self.recurrent.weight_hh_l0 = raw.detach()
@@ -58,11 +51,11 @@ class WeightDrop(Small):
         return super().features(x_BT, state)
 
 
-class BooleanBuffer(Small):
+class BooleanBuffer(GRU):
     """Units that are switched off for good."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         self.register_buffer("on", torch.arange(8) % 3 > 0)
 
     def features(self, x_BT: Tensor, state: Any) -> Any:
@@ -70,11 +63,11 @@ class BooleanBuffer(Small):
         return h_TBH * self.on, last
 
 
-class MixedTypes(Small):
+class MixedTypes(GRU):
     """A head in double precision, and a count beside it."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         self.head = nn.Sequential(ToDouble(), nn.Linear(8, vocab_size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32))
 
@@ -84,11 +77,11 @@ class ToDouble(nn.Module):
         return x.double()
 
 
-class NonPersistentBuffer(Small):
+class NonPersistentBuffer(GRU):
     """A scale that is made with the network and not kept in its file."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         self.register_buffer("scale", torch.linspace(0.5, 1.5, 8), persistent=False)
 
     def features(self, x_BT: Tensor, state: Any) -> Any:
@@ -96,19 +89,19 @@ class NonPersistentBuffer(Small):
         return h_TBH * self.scale, last
 
 
-class Transposed(Small):
+class Transposed(GRU):
     """A weight that does not lie in memory row by row."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         self.head.weight = nn.Parameter(torch.randn(8, vocab_size).t())
 
 
-class Growing(Small):
+class Growing(GRU):
     """Cannot be opened again: its buffer is of another shape as soon as it is used."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
         self.register_buffer("seen", torch.zeros(0))
 
     def initial_state(self, batch_size: int) -> Any:
@@ -119,7 +112,7 @@ class Growing(Small):
         return super().train(mode)
 
 
-class Keeper(Small):
+class Keeper(GRU):
     """Cannot be opened again: it keeps what is no tensor."""
 
     def get_extra_state(self) -> Any:

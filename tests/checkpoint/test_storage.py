@@ -64,7 +64,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path: Path)
         number = 0
         while True:
             number += 1
-            replace(Path(sys.argv[1]), bytes([number % 256]) * 300_000)
+            replace_file(Path(sys.argv[1]), bytes([number % 256]) * 300_000)
             if number == 1:
                 print("started", flush=True)
         """
