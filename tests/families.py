@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -46,9 +47,18 @@ class WeightDrop(GRU):
         self.recurrent.weight_hh_l0 = raw.detach()
 
     def features(self, x_BT: Tensor, state: Any) -> Any:
-        raw = self.recurrent.weight_hh_l0_raw
-        self.recurrent.weight_hh_l0 = F.dropout(raw, 0.3, self.training)
+        self.recurrent.weight_hh_l0 = self.dropped(self.recurrent.weight_hh_l0_raw)
         return super().features(x_BT, state)
+
+    def dropped(self, raw: Tensor) -> Tensor:
+        return F.dropout(raw, 0.3, self.training) * 1
+
+
+class LeakyWeightDrop(WeightDrop):
+    """Cannot be opened again: in evaluation `F.dropout` returns the parameter itself, which gets a second name."""
+
+    def dropped(self, raw: Tensor) -> Tensor:
+        return F.dropout(raw, 0.3, self.training)
 
 
 class BooleanBuffer(GRU):
@@ -97,19 +107,14 @@ class Transposed(GRU):
         self.head.weight = nn.Parameter(torch.randn(8, vocab_size).t())
 
 
-class Growing(GRU):
-    """Cannot be opened again: its buffer is of another shape as soon as it is used."""
+class Another(GRU):
+    """Cannot be opened again: its buffer has another shape each time that it is made."""
+
+    sizes = itertools.count(1)
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
-        self.register_buffer("seen", torch.zeros(0))
-
-    def initial_state(self, batch_size: int) -> Any:
-        return super().initial_state(batch_size)
-
-    def train(self, mode: bool = True) -> Growing:
-        self.seen = torch.zeros(3)
-        return super().train(mode)
+        self.register_buffer("other", torch.zeros(next(self.sizes)))
 
 
 class Keeper(GRU):

@@ -44,7 +44,8 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
             raise UsageError("its weights have names that are not text")
         weights = {key.removeprefix(PREFIX): w for key, w in parts["state_dict"].items() if key.startswith(PREFIX)}
         check_weights(weights, path.stat().st_size)
-        network = rebuild(parts["model"], len(vocab), weights, path.stat().st_size, list(trust))
+        trusted = [trust] if isinstance(trust, str) else list(trust)
+        network = rebuild(parts["model"], len(vocab), weights, path.stat().st_size, trusted)
     except UsageError as error:
         raise UsageError(f"{path} cannot be used: {error}") from None
     return Checkpoint(network.eval(), vocab, normalisation, *(parts[name] for name in FIELDS[3:]))

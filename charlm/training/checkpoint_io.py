@@ -33,14 +33,19 @@ class StoreIO(CheckpointIO):
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._proven = False  # that what is written can be read
+        self._proven: Any = None  # the names, shapes and types of weights that could be opened again
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`. Raises UsageError if the first one, from before any step, cannot be opened."""
+        """Write `checkpoint` to `path`. Raises UsageError if it cannot be opened again.
+
+        That is tried with the first, from before any step, and again when the weights are no longer alike.
+        """
         buffer, path = io.BytesIO(), Path(path)
         torch.save(checkpoint, buffer)
         self.store.write(path, buffer.getvalue())
-        if self._proven or not path.exists():
+        weights = checkpoint.get("state_dict") or {}
+        alike = {name: (getattr(w, "shape", None), getattr(w, "dtype", type(w))) for name, w in weights.items()}
+        if alike == self._proven or not path.exists():
             return
         try:
             prove(checkpoint, path)
@@ -50,7 +55,7 @@ class StoreIO(CheckpointIO):
                     path.unlink()
                     path.parent.rmdir()
             raise
-        self._proven = True
+        self._proven = alike
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the checkpoint at `path` on the CPU; plain values and tensors only, whatever is asked for."""
