@@ -18,6 +18,7 @@ from charlm.checkpoint.format import pack
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.storage import Store
 from charlm.models.recurrent import GRU
+from charlm.run.experiment import quiet
 from charlm.training.checkpoint_io import StoreIO
 from charlm.training.module import CharLM
 from charlm.training.resume_checks import check_state
@@ -77,7 +78,8 @@ def fit(
     network = GRU(len(data.vocab), 6, 8)
     model = CharLM(network, optimizer, schedule, "step", entry=entry)
     made = trainer(folder, max_steps=steps, max_epochs=-1, limit_val_batches=0, plugins=[StoreIO(Store(pytest.fail))])
-    made.fit(model, datamodule=data, ckpt_path=path)
+    with quiet():
+        made.fit(model, datamodule=data, ckpt_path=path)
     made.save_checkpoint(folder / f"{steps}.ckpt")
     return model, made
 
