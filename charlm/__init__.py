@@ -7,6 +7,7 @@ print(model.generate("for those", 300))
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["UsageError", "load", "train"]
 
 
-def load(path: str | Path | None = None) -> LanguageModel:
-    """Open a checkpoint file or run folder (default: the newest run below the current folder)."""
+def load(path: str | Path | None = None, trust: Iterable[str] = ()) -> LanguageModel:
+    """Open a checkpoint file or run folder (default: the newest run below the current folder).
+
+    `trust` names packages of your own that the file may take its network from.
+    """
     from charlm.inference import language_model  # PyTorch takes over a second to import: only where it is needed
 
-    return language_model.load(path)
+    return language_model.load(path, trust)
 
 
 def train(*overrides: str, folder: str | Path | None = None) -> Result:

@@ -17,7 +17,7 @@ KEY = "charlm"
 
 TRAINING = "charlm_training"  # carried state, running means and random states, to go on from
 
-FORMAT = 1
+FORMAT = 2
 
 FIELDS = ("model", "vocab", "normalisation", "config", "corpus", "run")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,9 +20,12 @@ from charlm.models.state import State
 from charlm.text.vocab import Vocab, normalise
 
 
-def load(path: str | Path | None = None) -> LanguageModel:
-    """Open a checkpoint file or run folder (default: the newest run below the current folder)."""
-    opened = load_checkpoint(find_checkpoint(path))
+def load(path: str | Path | None = None, trust: Iterable[str] = ()) -> LanguageModel:
+    """Open a checkpoint file or run folder (default: the newest run below the current folder).
+
+    `trust` names packages of the user's own that the file may take its network from.
+    """
+    opened = load_checkpoint(find_checkpoint(path), trust)
     return LanguageModel(opened.network, opened.vocab, opened.normalisation, opened.config, opened.corpus)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from charlm.checkpoint.building import at_most, build_network
+from charlm.checkpoint.building import MOST_TENSORS, at_most, build_network
 from charlm.checkpoint.format import pack
 from charlm.checkpoint.storage import Store
 from charlm.checks import check_choice, check_int, check_number
@@ -30,8 +30,6 @@ from charlm.training.interrupt import Interrupt
 from charlm.training.module import CharLM
 from charlm.training.objective import Objective
 from charlm.training.schedulers import check_interval
-
-MOST_TENSORS = 10_000  # parameters of a network: making more takes longer than anyone means to wait
 
 
 def build_callbacks(node: Any, given: Collection[str]) -> dict[str, pl.Callback]:
@@ -72,10 +70,19 @@ def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
     )
 
 
-def build_model(settings: dict[str, Any], data: CharDataModule, corpus: dict[str, Any], run: dict[str, Any]) -> CharLM:
-    """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
-    check_size(settings["model"], len(data.vocab))
-    network = build_network(settings["model"], len(data.vocab))
+def build_model(
+    settings: dict[str, Any],
+    data: CharDataModule,
+    corpus: dict[str, Any],
+    run: dict[str, Any],
+    trust: Iterable[str] | None = (),
+) -> CharLM:
+    """The network that ``model`` describes with its optimiser and scheduler; refuses arguments that cannot be.
+
+    `trust` is as in `build_network`.
+    """
+    check_size(settings["model"], len(data.vocab), trust)
+    network = build_network(settings["model"], len(data.vocab), trust)
     if network.window and (data.mode, data.bptt) != ("windows", network.window):
         raise UsageError(
             f"this model predicts only after a window of {network.window} characters: it needs "
@@ -114,10 +121,10 @@ def fill_in_lengths(settings: dict[str, Any], steps: int) -> None:
             scheduler[name] = length
 
 
-def check_size(spec: dict[str, Any], vocab_size: int) -> None:
+def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | None = ()) -> None:
     """Raise UsageError for a network that this machine could not train, before any memory is taken."""
     with torch.device("meta"), at_most(MOST_TENSORS, "are allowed"), torch.random.fork_rng(devices=[]):
-        count = sum(p.numel() for p in build_network(spec, vocab_size).parameters())
+        count = sum(p.numel() for p in build_network(spec, vocab_size, trust).parameters())
     needed, there = 16 * count, memory()  # weights, gradients and Adam's two averages, four bytes each
     if needed > there:
         raise UsageError(

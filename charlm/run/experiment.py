@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
+from charlm.checkpoint.building import package_of
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
@@ -64,11 +65,12 @@ class Result:
     folder: Path
     history: list[dict[str, Any]]
     summary: dict[str, Any]
+    trust: tuple[str, ...] = ()  # the package that the network is from
 
     @property
     def model(self) -> LanguageModel:
         """The best checkpoint, opened."""
-        return load(self.folder)
+        return load(self.folder, self.trust)
 
 
 def run(settings: dict[str, Any], job: Job) -> Result:
@@ -85,7 +87,8 @@ def run(settings: dict[str, Any], job: Job) -> Result:
     data = build_data(settings, corpus)
     fill_in_lengths(settings, steps_per_epoch(settings["trainer"], len(data.train_dataloader())))
     origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
-    model = build_model(settings, data, origin, record)
+    trust = None if plan.checkpoint is None else ()  # the user's own word, or a file's
+    model = build_model(settings, data, origin, record, trust)
     validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
@@ -119,7 +122,7 @@ def run(settings: dict[str, Any], job: Job) -> Result:
                 more = f"trainer.max_epochs={settings['trainer']['max_epochs'] + 1} or more would resume it"
                 console.print(f"this run was done after {len(history.rows)} epochs; {more}")
             store.close()
-            test_nats = evaluate(trainer, model, data, checkpoints.best) if data.rows["test"] else None
+            test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
         summary = {
             **best_losses(history, validated=validate),
             **({} if test_nats is None else {"test_nats": test_nats}),
@@ -147,7 +150,8 @@ def run(settings: dict[str, Any], job: Job) -> Result:
         store.close()
     report(console, summary)
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
-    return Result(nats, folder, history.rows, summary)
+    trusted = (package_of(settings["model"]["_target_"]),)
+    return Result(nats, folder, history.rows, summary, trusted)
 
 
 @contextlib.contextmanager
@@ -242,9 +246,9 @@ def fit(
         raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
 
 
-def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path) -> float:
+def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: dict[str, Any]) -> float:
     """The test loss of the best checkpoint, nats per character."""
-    network = load_checkpoint(best).network
+    network = load_checkpoint(best, trust=[package_of(settings["model"]["_target_"])]).network
     model.network.load_state_dict(network.state_dict())
     with interruptible(trainer):
         return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])

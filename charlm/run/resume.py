@@ -19,7 +19,7 @@ from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.errors import UsageError
 from charlm.run.compose import Job, check_sections
-from charlm.run.instantiate import build_corpus
+from charlm.run.instantiate import build_corpus, known_arguments
 from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
 from charlm.text.download import Unavailable
@@ -58,6 +58,8 @@ def fresh(settings: dict[str, Any], job: Job) -> Plan:
     folder = Path(os.path.relpath(job.folder))
     check_unused(folder)
     corpus, settings, substitution = load_corpus(settings, job)
+    model = known_arguments("model", settings["model"], job.given)
+    settings["model"] = model | {name: value for name, value in settings["model"].items() if name == "window"}
     record = {
         "model": job.model,
         "substituted": bool(substitution),
