@@ -82,11 +82,14 @@ def find_family(target: object, trust: list[str]) -> type[Network]:
     refusal, package = f"model: {str(target)[:80]!r} is not a network in {FAMILIES}.*", package_of(target)
     if package == "charlm" or not package.isidentifier() or "." not in str(target):
         raise UsageError(f"{refusal}: nothing else is built")
-    if family is None and not any(f"{target}.".startswith(f"{name}.") for name in trusted):
+    module = str(target).rpartition(".")[0]
+    if family is None and not any(f"{module}.".startswith(f"{name}.") for name in trusted):
         raise UsageError(
             f"{refusal}: if you trust the package {package}, set {TRUST}={package} in the environment, or give "
             f"trust=[{package!r}] in Python"
         )
+    with as_usage_error(f"model: {target!r}"):  # a module that is missing, or one that it imports in its turn
+        importlib.import_module(module)
     raise UsageError(f"{refusal}, nor a subclass of {Network.__module__}.Network that {package} defines")
 
 

@@ -383,6 +383,34 @@ def test_weights_that_lack_or_exceed_are_refused(altered: Altered) -> None:
     assert "'head.bias' is not a plain tensor" in refusal(altered(lambda content: content["state_dict"].update(text)))
 
 
+def test_weights_that_share_their_memory_do_not_ask_for_more_than_the_file_has(altered: Altered) -> None:
+    def share(content: dict[str, Any]) -> None:
+        content["charlm"]["model"].update(layers=500, hidden_size=128)
+        memory, vocab = torch.zeros(384 * 128), content["state_dict"]["network.embedding.weight"].shape[0]
+        model = content["charlm"]["model"]
+        with torch.device("meta"):
+            network = build_network(model, vocab)
+        for name, weight in network.state_dict().items():
+            content["state_dict"][f"network.{name}"] = memory[: weight.numel()].view(weight.shape)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "its weights claim 198," in refusal(altered(share))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_more_tensors_than_a_network_may_have_are_refused(altered: Altered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charlm.checkpoint.loading.MOST_TENSORS", 5)
+    assert "more than the 5 parameter tensors that are allowed" in refusal(altered(lambda content: None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool, torch.complex64])
+def test_one_weight_of_another_type_is_named(altered: Altered, dtype: torch.dtype) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["state_dict"]["network.head.bias"] = content["state_dict"]["network.head.bias"].to(dtype)
+
+    assert f"'head.bias' is of type {dtype}, not torch.float32" in refusal(altered(change))
+
+
 def test_a_weight_whose_name_is_not_text_is_refused(altered: Altered) -> None:
     refusal(altered(lambda content: content["state_dict"].update({1: torch.zeros(1)})))
 

@@ -95,6 +95,8 @@ def test_a_file_needs_the_users_word(train: Train, monkeypatch: pytest.MonkeyPat
         charlm.load(run)
     with pytest.raises(UsageError, match="CHARLM_TRUST"):
         charlm.load(run, trust=["test", "tests.famil"])
+    with pytest.raises(UsageError, match="CHARLM_TRUST"):
+        charlm.load(run, trust=["tests.families.Tied"])
     charlm.load(run, trust="tests.families")
     monkeypatch.setenv("CHARLM_TRUST", "other, tests")
     charlm.load(run)
@@ -105,7 +107,7 @@ def test_a_file_needs_the_users_word(train: Train, monkeypatch: pytest.MonkeyPat
     [
         ("tests.families.NotANetwork", "nor a subclass of charlm.models.network.Network"),
         ("tests.families.Nothing", "nor a subclass"),
-        ("tests.nowhere.Tied", "nor a subclass"),
+        ("tests.nowhere.Tied", "No module named 'tests.nowhere'"),
     ],
 )
 def test_trust_is_not_enough(target: str, sentence: str) -> None:
