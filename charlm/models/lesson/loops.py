@@ -46,7 +46,7 @@ class _Loop(Sequence):
         tables: int = 1,
     ) -> None:
         super().__init__()
-        check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size)
+        check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, tables=tables)
         self.hidden_size = hidden_size
         self.embedding = nn.Embedding(tables * vocab_size, embedding_size)
         self.input = nn.Linear(embedding_size + (hidden_size if self.concatenates else 0), hidden_size)
