@@ -7,6 +7,7 @@ bit for bit, as if the run had never stopped (on the CPU, with the same number o
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.errors import UsageError
 from charlm.run.compose import Job, check_sections
-from charlm.run.instantiate import build_corpus, known_arguments
+from charlm.run.instantiate import build_corpus, known_arguments, resolve_target
 from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
 from charlm.text.download import Unavailable
@@ -58,8 +59,7 @@ def fresh(settings: dict[str, Any], job: Job) -> Plan:
     folder = Path(os.path.relpath(job.folder))
     check_unused(folder)
     corpus, settings, substitution = load_corpus(settings, job)
-    model = known_arguments("model", settings["model"], job.given)
-    settings["model"] = model | {name: value for name, value in settings["model"].items() if name == "window"}
+    settings["model"] = known_model_arguments(settings["model"], job)
     record = {
         "model": job.model,
         "substituted": bool(substitution),
@@ -69,6 +69,15 @@ def fresh(settings: dict[str, Any], job: Job) -> Plan:
     header = {} if job.number is None else {"job": f"{job.number}, {' '.join(job.overrides)}"}
     notices = [substitution] if substitution else []
     return Plan(settings, corpus, folder, record, header, notices)
+
+
+def known_model_arguments(spec: dict[str, Any], job: Job) -> dict[str, Any]:
+    """`spec` without what a family of the user's own does not take of the yaml that it was composed from."""
+    if not inspect.isclass(resolve_target("model", spec["_target_"])):
+        return spec  # `build_network` says what it must be
+    window = {name: value for name, value in spec.items() if name == "window"}  # for every family: see `Windowed`
+    arguments = {name: value for name, value in spec.items() if name not in window}
+    return known_arguments("model", arguments, job.given) | window
 
 
 def load_corpus(settings: dict[str, Any], job: Job) -> tuple[Corpus, dict[str, Any], str]:

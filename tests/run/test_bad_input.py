@@ -317,7 +317,7 @@ def test_a_folder_with_a_run_in_it_is_left_as_it_is(train_here: Program, run_fol
 
 
 def test_a_run_that_diverges_ends_with_one_sentence(train_here: Program) -> None:
-    outcome = train_here("optimizer.lr=1e30", "data.bptt=8", "data.batch_size=4")
+    outcome = train_here("optimizer.lr=1e30", "data.bptt=8", "data.batch_size=4", "trainer.max_epochs=2")
     assert outcome.is_refusal("optimizer.lr")
 
 
