@@ -156,7 +156,7 @@ def run(settings: dict[str, Any], job: Job) -> Result:
 
 @contextlib.contextmanager
 def claimed(folder: Path, *, new: bool) -> Iterator[None]:
-    """Keep every other process from training in `folder`. A process that is killed gives it free."""
+    """Keep every other process from training in `folder`. A killed process releases the lock."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".hydra/lock", timeout=0):
@@ -169,7 +169,7 @@ def claimed(folder: Path, *, new: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
-    """Say, when something stops the run, what there is to go on with."""
+    """Print the resume command when a run is interrupted."""
     try:
         yield
     except Diverged as error:

@@ -30,7 +30,7 @@ def wandb_logger(
     group: str | None,
     tags: list[str],
 ) -> Logger | None:
-    """A W&B run in `folder`, silent on the console; a resumed run goes on with the W&B run of before.
+    """A W&B run in `folder`, silent on the console; a resumed run continues its earlier W&B run.
 
     `mode` "auto" is online when the user is logged in (or as ``WANDB_MODE`` says), else offline: no
     account is needed and nothing is asked. Raises UsageError for values that W&B does not take.

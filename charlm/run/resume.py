@@ -1,6 +1,6 @@
-"""What to train: a new run, or one that goes on with ``python train.py resume=RUN``.
+"""What to train: a new run, or one that resumes with ``python train.py resume=RUN``.
 
-A run that goes on takes everything from its checkpoint: config, corpus checksum, weights, optimiser, schedule,
+A run that resumes takes everything from its checkpoint: config, corpus checksum, weights, optimiser, schedule,
 carried state, place in the epoch, random states, and the rows of ``metrics.csv`` so far. The result is the same,
 bit for bit, as if the run had never stopped (on the CPU, with the same number of threads).
 """
@@ -38,7 +38,7 @@ OVERRIDABLE = (
     "data.paths",
 )
 
-RECORD = {"model", "substituted", "sweep", "overrides"}  # what a run needs to go on besides its settings
+RECORD = {"model", "substituted", "sweep", "overrides"}  # what a run needs to resume besides its settings
 
 
 @dataclass(frozen=True)

@@ -318,7 +318,10 @@ def test_a_folder_with_a_run_in_it_is_left_as_it_is(train_here: Program, run_fol
 
 def test_a_run_that_diverges_ends_with_one_sentence(train_here: Program) -> None:
     outcome = train_here("optimizer.lr=1e30", "data.bptt=8", "data.batch_size=4", "trainer.max_epochs=2")
-    assert outcome.is_refusal("optimizer.lr")
+    *warnings, error = outcome.err.splitlines()
+    assert outcome.status == 2
+    assert error.startswith("error: training diverged at step 101") and "optimizer.lr" in error
+    assert len(warnings) == 1 and warnings[0].startswith("warning: no sample of epoch 1")  # which did not end the run
 
 
 def test_a_small_run_works(train_here: Program, run_folder: Path) -> None:
