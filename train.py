@@ -20,12 +20,13 @@ failed_jobs: list[int] = []  # of a multirun
 def main(config: DictConfig) -> float:
     """Run one training job; its value is the best validation loss, for Hydra's sweepers.
 
-    In a multirun a job that cannot be says so, counts as infinitely bad, and the others go on.
+    In a multirun a job that fails reports its error and counts as infinitely bad; the others run.
     """
+    from charlm.run.compose import job_from_hydra
     from charlm.run.experiment import run  # PyTorch and Lightning load only when there is work to do
 
     try:
-        return run(config)
+        return run(*job_from_hydra(config)).nats
     except UsageError as error:
         job = HydraConfig.get()
         if job.mode != RunMode.MULTIRUN:

@@ -27,36 +27,33 @@ def bare(overrides: list[str]) -> dict[str, float]:
     """Train with a plain loop under the config that `overrides` compose; returns what it took."""
     import torch
     import torch.nn.functional as F
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
 
     from charlm.checkpoint.building import build_network
     from charlm.data.batch import IGNORE
     from charlm.data.streams import Streams
     from charlm.models.state import State, detach
     from charlm.run.build import build_data
-    from charlm.run.config import plain
+    from charlm.run.compose import compose_job
+    from charlm.run.instantiate import build_corpus, instantiate
 
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", overrides)
-    torch.manual_seed(config.seed)
-    settings = plain(config)
-    data = build_data(settings, instantiate(config.data.corpus))
+    settings, _ = compose_job(overrides)
+    torch.manual_seed(settings["seed"])
+    data = build_data(settings, build_corpus(settings))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build_network(settings["model"], len(data.vocab)).to(device)
-    optimizer = instantiate(config.optimizer)(network.parameters())
+    optimizer = instantiate("optimizer", settings["optimizer"])(network.parameters())
     train, val = data.train_dataloader(), data.val_dataloader()
     for loader in (train, val):  # as train.py does it, the text goes to the device once
         assert isinstance(loader, Streams)
         loader.x_BL, loader.y_BL = loader.x_BL.to(device), loader.y_BL.to(device)
     state: State | None = None
     characters, training, started = 0, 0.0, time.perf_counter()
-    for _ in range(config.trainer.max_epochs):
+    for _ in range(settings["trainer"]["max_epochs"]):
         epoch = time.perf_counter()
         state = None
         network.train()
         for x, y, *_ in train:
-            logits, state = network(x, None if state is None else detach(state))
+            logits, state, _ = network(x, None if state is None else detach(state))
             loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
             optimizer.zero_grad()
             loss.backward()
@@ -68,7 +65,7 @@ def bare(overrides: list[str]) -> dict[str, float]:
         total, count, state = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device), None
         with torch.inference_mode():
             for x, y, *_ in val:
-                logits, state = network(x, state)
+                logits, state, _ = network(x, state)
                 flat = logits.reshape(-1, logits.shape[-1]), y.reshape(-1)
                 total += F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum")
                 count += (y != IGNORE).sum()

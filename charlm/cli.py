@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,9 @@ def exit_cleanly() -> Iterator[None]:
 
     A bug still shows its traceback. So does everything when the user set HYDRA_FULL_ERROR.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not end a run
+            stream.reconfigure(errors="replace")
     if DEBUG:
         yield
         return
@@ -64,6 +68,10 @@ def exit_cleanly() -> Iterator[None]:
         from omegaconf.errors import OmegaConfBaseException
 
         if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors, too
+            from charlm.run.compose import explain
+
+            if sentence := explain(error):
+                fail(sentence)
             cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
             fail(f"{error}{cause}")
         if isinstance(error, ValueError) and "Config group override" in str(error):  # as in logger=null

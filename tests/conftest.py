@@ -7,36 +7,25 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: one thread each, set before torch is imported
+from tests.helpers import ROOT
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores slow PyTorch down tenfold
     os.environ["OMP_NUM_THREADS"] = "1"
-
-from tests.helpers import ROOT  # noqa: E402
-
+    torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
-# Marked `fast`: modules, and folders of modules, that together take less than two minutes on two cores.
-FAST = (
-    "checkpoint/test_checkpoint.py",
-    "checkpoint/test_storage.py",
-    "data",
-    "inference/test_decoding.py",
-    "models",
-    "run/test_configs.py",
-    "test_packaging.py",
-    "text/test_sources.py",
-    "text/test_vocab.py",
-    "training",
-)
+
+FAST = {"data", "inference", "models", "text"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `FAST` as ``fast``, those apart that are marked ``slow``."""
-    fast = [ROOT / "tests" / name for name in FAST]
+    """Mark the tests of the quick folders as fast."""
     for item in items:
-        if item.get_closest_marker("slow") is None and any(item.path.is_relative_to(place) for place in fast):
-            item.add_marker(pytest.mark.fast)
+        if item.path.parent.name in FAST and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 def model_spec(name: str) -> dict[str, Any]:
     """What conf/model/NAME.yaml says."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", [f"model={name}"]).model)
+        return OmegaConf.to_container(compose("train", [f"model={name}"]).model, resolve=True)
 
 
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
@@ -50,12 +50,18 @@ MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 
 def run_train(*overrides: str) -> float | None:
     """`python train.py *overrides` in this process; returns the job's value. Raises SystemExit as it would."""
-    import charlm.run.experiment
+    from charlm.run import experiment
 
     values: list[float] = []
+    original = experiment.run
+
+    def run(settings: dict[str, Any], job: Any) -> experiment.Result:
+        result = original(settings, job)
+        values.append(result.nats)
+        return result
+
     with pytest.MonkeyPatch.context() as patch:
-        run = charlm.run.experiment.run
-        patch.setattr(charlm.run.experiment, "run", lambda config: values.append(run(config)) or values[-1])
+        patch.setattr(experiment, "run", run)
         patch.setattr(sys, "argv", ["train.py", *overrides])
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     return values[-1] if values else None

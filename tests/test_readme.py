@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,13 @@ def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: py
         arguments = [sys.executable, str(ROOT / "sample.py"), *shlex.split(command)[2:], "--unknown", "skip"]
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("To be, or not to be", "abc").replace("the philosopher", "abc"), {})
+    (tmp_path / "notes").mkdir()
+    shutil.copy(text_file, tmp_path / "notes")
+    small = ", ".join(f'"{override}"' for override in [*SMALL, "data.bptt=8"])
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        code = code.replace("To be, or not to be", "abc").replace("the philosopher", "abc")
+        exec(code.replace('"model=gru"', small), {})
 
 
 def test_the_ladders_table_is_made_from_its_record() -> None:

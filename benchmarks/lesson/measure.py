@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 import charlm
 from benchmarks.lesson.lesson import STEPS, Entry
 from benchmarks.lesson.runs import ROOT, command, read_csv, said
@@ -61,9 +59,9 @@ def figures(entry: Entry, run: Path, rows: list[dict[str, str]]) -> list[float]:
 
 def text_of(model: charlm.LanguageModel) -> str:
     """The text that a run of ours was trained on."""
-    from charlm.run.config import instantiate
+    from charlm.run.instantiate import build_corpus
 
-    return instantiate(OmegaConf.create(model.config)["data"]["corpus"]).text
+    return build_corpus(model.config).text
 
 
 def writing(model: charlm.LanguageModel) -> str:

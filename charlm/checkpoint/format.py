@@ -15,9 +15,9 @@ from charlm.text.vocab import Vocab
 
 KEY = "charlm"
 
-TRAINING = "charlm_training"  # carried state, running means and random states, to go on from
+TRAINING = "charlm_training"  # carried state, running means and random states, to resume from
 
-FORMAT = 1
+FORMAT = 2
 
 FIELDS = ("model", "vocab", "normalisation", "config", "corpus", "run")
 
@@ -34,7 +34,7 @@ def pack(
 ) -> dict[str, Any]:
     """The checkpoint entry that makes a file self-contained. Everything must be plain values.
 
-    `run` is what ``train.py`` needs to go on, besides the config.
+    `run` is what ``train.py`` needs to resume, besides the config.
     """
     return {
         "format": FORMAT,

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from charlm.checkpoint.building import at_most, build_network
+from charlm.checkpoint.building import MOST_TENSORS, at_most, build_network
 from charlm.checkpoint.format import FIELDS, FORMAT, KEY, PREFIX, Checkpoint
 from charlm.checkpoint.safe_loading import check_weights, is_plain, read_safely
-from charlm.errors import UsageError
+from charlm.errors import UsageError, as_usage_error
+from charlm.models.network import Network
 from charlm.text.vocab import Vocab, check_normalisation
 
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what a whole network can be turned into
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+
+def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
     """Open a checkpoint on the CPU, whatever device wrote it.
 
-    Raises UsageError when it is missing, damaged, not charlm's, or asks for something unsafe.
+    `trust` names packages, besides ``charlm.models``, that its network may come from. Raises UsageError when it is
+    missing, damaged, not charlm's, or asks for something unsafe.
     """
     path = Path(path)
     content = read_safely(path)
@@ -25,9 +31,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(entry, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     if entry.get("format") != FORMAT:
-        raise UsageError(f"{path} has checkpoint format {entry.get('format')!r}; this charlm reads {FORMAT}")
+        other = repr(entry.get("format"))[:20]
+        raise UsageError(f"{path} has checkpoint format {other}, but this charlm reads {FORMAT}: train anew")
     parts: dict[str, Any] = {name: entry.get(name) for name in FIELDS}
-    parts["run"] = entry.get("run", {})  # older files have none; they only cannot be resumed
     parts["state_dict"] = content.get("state_dict")
     for name, part in parts.items():
         if not isinstance(part, dict) or not (name == "state_dict" or is_plain(part)):
@@ -38,19 +44,63 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise UsageError("its weights have names that are not text")
         weights = {key.removeprefix(PREFIX): w for key, w in parts["state_dict"].items() if key.startswith(PREFIX)}
         check_weights(weights, path.stat().st_size)
-        # Shapes only, and no more parameters than the file has weights: a file cannot ask for more memory or
-        # time than its own size warrants.
-        with torch.device("meta"), at_most(len(weights), "its file holds"):
-            network = build_network(parts["model"], len(vocab))
-        for name, tensor in network.state_dict().items():
-            if name in weights and weights[name].is_floating_point() != tensor.is_floating_point():
-                raise UsageError(f"its weight {name!r} is of type {weights[name].dtype}")
-        network.load_state_dict(weights, assign=True)
-        if any(buffer.is_meta for buffer in network.buffers()):  # one that is made, not stored: a mask, say
-            network = build_network(parts["model"], len(vocab))
-            network.load_state_dict(weights)
+        trusted = [trust] if isinstance(trust, str) else list(trust)
+        network = rebuild(parts["model"], len(vocab), weights, path.stat().st_size, trusted)
     except UsageError as error:
         raise UsageError(f"{path} cannot be used: {error}") from None
-    except (RuntimeError, OverflowError):
-        raise UsageError(f"{path} cannot be used: its model and its weights do not fit together") from None
     return Checkpoint(network.eval(), vocab, normalisation, *(parts[name] for name in FIELDS[3:]))
+
+
+def rebuild(
+    spec: Mapping[str, Any], vocab_size: int, weights: Mapping[str, Tensor], size: int, trust: list[str]
+) -> Network:
+    """The network that `spec` describes, with `weights` from a file of `size` bytes. Raises UsageError for a misfit."""
+    # Names, shapes and types first, which take no memory: a file cannot ask for more than its own size warrants.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), at_most(MOST_TENSORS, "are allowed"):
+        plan = build_network(spec, vocab_size, trust)
+    precision = check_fit(plan, weights, size)
+    # Then the network itself, by its own constructor, and the weights copied into it: whatever that made of its
+    # tensors (tied two, computed one from others, kept one out of the file) is as it was in training.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        network = build_network(spec, vocab_size, trust)
+    if precision is not None:
+        network.to(precision)
+    with as_usage_error("its model and its weights do not fit together"):
+        network.load_state_dict(weights)
+    return network
+
+
+def check_fit(plan: Network, weights: Mapping[str, Tensor], size: int) -> torch.dtype | None:
+    """Raise UsageError unless `weights` are those of `plan`, a network without memory.
+
+    Returns the precision that all of it must be turned into, as ``trainer.precision=bf16-true`` does; None: as built.
+    """
+    built = plan.state_dict()
+    for name in [*built, *weights]:
+        if name not in weights or name not in built:
+            where = "its file" if name not in weights else "its model"
+            raise UsageError(f"its model and its weights do not fit together: {where} has no {name[:80]!r}")
+        ours, theirs = built[name], weights[name]
+        if not isinstance(ours, Tensor) or ours.shape != theirs.shape:
+            raise UsageError(
+                f"its model and its weights do not fit together: {name!r} is {list(theirs.shape)} in the file, "
+                f"{list(getattr(ours, 'shape', []))} in the model"
+            )
+        if ours.dtype != theirs.dtype and not (ours.is_floating_point() and theirs.is_floating_point()):
+            raise UsageError(f"its weight {name!r} is of type {theirs.dtype}, not {ours.dtype}")
+    # Tied weights are one here, however many names they have: what shares its memory only in the file does not pass.
+    alone = [name for name, _ in [*plan.named_parameters(), *plan.named_buffers()] if name in weights]
+    total = sum(weights[name].nbytes for name in alone)
+    if total > 2 * size:  # twice, for those that share their memory without being the same
+        raise UsageError(f"its weights claim {total:,} bytes, more than the file's {size:,}")
+    floats = [name for name in weights if weights[name].is_floating_point()]
+    if all(weights[name].dtype == built[name].dtype for name in floats):
+        return None
+    found = {weights[name].dtype for name in floats}
+    if len(found) > 1 or not found <= set(PRECISIONS):
+        wrong = next(name for name in floats if weights[name].dtype != built[name].dtype)
+        raise UsageError(
+            f"its weights are of different precision: {wrong!r} is of type {weights[wrong].dtype}, not "
+            f"{built[wrong].dtype}"
+        )
+    return found.pop()

@@ -26,7 +26,7 @@ def folder_of(where: Path) -> Path:
 
 
 def resume_command(folder: Path) -> str:
-    """What to type to go on with the run in `folder`."""
+    """The command that resumes the run in `folder`."""
     return f"python train.py {shlex.quote(f'resume={quoted(str(folder))}')}"
 
 
@@ -38,7 +38,7 @@ def quoted(value: str) -> str:
 
 
 def find_resume_checkpoint(resume: object) -> Path:
-    """The checkpoint to go on from: the file itself, or a run folder's ``last.ckpt``."""
+    """The checkpoint to resume from: the file itself, or a run folder's ``last.ckpt``."""
     if not str(resume).strip():
         raise UsageError("resume= is empty: give a run's folder, or a .ckpt file in its checkpoints")
     where = Path(str(resume))

@@ -53,9 +53,9 @@ def _generate(
     network: Network, prompt_T: Tensor, length: int, temperature: float, rng: torch.Generator | None, first_id: int
 ) -> Iterator[int]:
     device = next(network.parameters()).device
-    logits, state = network(prompt_T.to(device).unsqueeze(0))
+    logits, state, _ = network(prompt_T.to(device).unsqueeze(0))
     for step in range(length):
         chosen = first_id + next_id(logits[0, -1, first_id:], temperature, rng)
         yield chosen
         if step + 1 < length:
-            logits, state = network(torch.tensor([[chosen]], device=device), state)
+            logits, state, _ = network(torch.tensor([[chosen]], device=device), state)

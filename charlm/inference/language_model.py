@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,9 +20,12 @@ from charlm.models.state import State
 from charlm.text.vocab import Vocab, normalise
 
 
-def load(path: str | Path | None = None) -> LanguageModel:
-    """Open a checkpoint file or run folder (default: the newest run below the current folder)."""
-    opened = load_checkpoint(find_checkpoint(path))
+def load(path: str | Path | None = None, trust: Iterable[str] = ()) -> LanguageModel:
+    """Open a checkpoint file or run folder (default: the newest run below the current folder).
+
+    `trust` names packages of the user's own that the file may take its network from.
+    """
+    opened = load_checkpoint(find_checkpoint(path), trust)
     return LanguageModel(opened.network, opened.vocab, opened.normalisation, opened.config, opened.corpus)
 
 
@@ -96,7 +99,7 @@ class LanguageModel:
         ids = self._prompt(text, unknown).to(next(self.network.parameters()).device)
         if len(ids) == 0:
             return []
-        logits, _ = self.network.every_step(ids.unsqueeze(0))
+        logits = self.network.at_every_step(ids.unsqueeze(0)).logits
         best = logits[0, :, self.vocab.offset :].argmax(-1, keepdim=True) + self.vocab.offset
         probabilities = logits[0].double().softmax(-1).gather(-1, best)[:, 0]
         read, predicted = self.vocab.decode(ids.tolist()), self.vocab.decode(best[:, 0].tolist())
@@ -151,6 +154,6 @@ class LanguageModel:
     def _nats(self, x_BT: Tensor, y_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The loss at every step, float64 (B, T), and the state after the last."""
         device = next(self.network.parameters()).device
-        logits, state = self.network.every_step(x_BT.to(device), state)
+        logits, state, _ = self.network.at_every_step(x_BT.to(device), state)
         nats = F.cross_entropy(logits.double().flatten(0, 1), y_BT.to(device).flatten(), reduction="none")
         return nats.view_as(y_BT), state

@@ -1,47 +1,56 @@
-"""Network families: plain `nn.Module`s that know nothing of Lightning, Hydra or text.
+"""The contract between the network families and everything that uses them.
 
-A new family is one file here, with a class that keeps the contract of `Network` (most easily as a
+A new family is one file in this package, with a class that keeps the contract of `Network` (most easily as a
 `charlm.models.sequence.Sequence`), and one yaml in ``conf/model/``.
+
+Shapes: B batch, T time, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from charlm.models.state import State
 
 
+class Output(NamedTuple):
+    """What a network returns."""
+
+    logits: Tensor  # (B, T, V), or (B, 1, V) where it predicts only after a window
+    state: State  # after the last input
+    hidden: Tensor  # (B, T, H) or (B, 1, H): what the head reads
+
+
 class Network(nn.Module):
     """The contract that every family keeps; its constructor takes ``vocab_size`` and plain values.
 
-    Feeding a text in pieces with the state carried gives the same logits as feeding it whole, rows do
-    not influence one another (in evaluation mode), and no output depends on a later character.
+    - A text read in pieces, with the state carried, gives the same logits, state and gradients as the text read
+      whole, from any state.
+    - Rows do not influence one another (in evaluation mode), and no output depends on a later character.
+    - The batch is dimension 0 of every tensor, of states too.
 
-    `context` is how many characters a prediction can depend on, or None when that is unbounded.
-    Parameters are called ``embedding…`` and ``head…`` where they belong to these parts (see `part`).
+    `window` is how many characters a prediction is made from, or None where there is one after every character.
     """
 
-    context: int | None = None
+    window: int | None = None
 
     @abstractmethod
-    def forward(self, x_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits after int64 inputs of shape (batch, time), and the state after the last of them.
-
-        Logits are (batch, time, vocab), or (batch, 1, vocab) from families that predict only after a
-        window. ``state=None`` means `initial_state`.
-        """
+    def forward(self, x_BT: Tensor, state: State | None = None) -> Output:
+        """Read int64 ids from `state`; None means `initial_state`."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first character: tensors whose dimension 1 is the batch."""
+        """The state before the first character."""
 
-    def every_step(self, x_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Like `forward`, but with logits (batch, time, vocab) after each input, whatever the family."""
-        return self(x_BT, state)
+    def at_every_step(self, x_BT: Tensor, state: State | None = None) -> Output:
+        """Like `forward`, but with an output after each input, whatever the family."""
+        output: Output = self(x_BT, state)
+        return output
 
-    def part(self, parameter: str) -> str:
+    def parameter_group(self, name: str) -> str:
         """Which part of the network a parameter belongs to: "embedding", "recurrent" or "head"."""
-        first = parameter.split(".")[0]
+        first = name.split(".")[0]
         return first if first in ("embedding", "head") else "recurrent"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from charlm.models.checks import check_flags, check_probabilities, check_sizes
 from charlm.models.sequence import Sequence
-from charlm.models.state import State
+from charlm.models.state import State, turn
 
 
 class Layers(Protocol):
@@ -35,15 +35,14 @@ class Layers(Protocol):
     hidden_size: int
 
     def __call__(self, x_TBE: Tensor, state: State) -> tuple[Tensor, State]:
-        """Outputs (T, B, H) and the state after the last step."""
+        """Outputs (T, B, H) and the state (layers, B, H) after the last step."""
 
 
 class _Recurrent(Sequence):
     """What the families share; see the module's docstring for the equations.
 
     Arguments: sizes in units; `layers`, stacked recurrent layers; `dropout`, the probability of
-    dropping a unit between layers; `output_dropout`, likewise before the head; `context`, None for an
-    output at every step, or N for one after each window of N characters.
+    dropping a unit between layers; `output_dropout`, likewise before the head.
     Raises ValueError for sizes below 1 and probabilities outside [0, 1).
     """
 
@@ -57,9 +56,8 @@ class _Recurrent(Sequence):
         layers: int = 1,
         dropout: float = 0.0,
         output_dropout: float = 0.0,
-        context: int | None = None,
     ) -> None:
-        super().__init__(context)
+        super().__init__()
         check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, layers=layers)
         check_probabilities(dropout=dropout, output_dropout=output_dropout)
         if dropout and layers == 1:
@@ -72,12 +70,12 @@ class _Recurrent(Sequence):
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """Outputs of the last layer (T, B, H) and the state after the last step."""
         e_TBE = self.embedding(x_BT.t())  # time first is the layout the recurrent kernels work in
-        h_TBH, last = self.recurrent(e_TBE, state)
-        return self.dropout(h_TBH), last
+        h_TBH, last = self.recurrent(e_TBE, turn(state))
+        return self.dropout(h_TBH), turn(last)
 
-    def start(self, batch_size: int) -> State:
-        """Zeros, (layers, B, H)."""
-        return self.zeros(self.recurrent.num_layers, batch_size, self.recurrent.hidden_size)
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, (B, layers, H)."""
+        return self.zeros(batch_size, self.recurrent.num_layers, self.recurrent.hidden_size)
 
 
 class RNN(_Recurrent):
@@ -105,7 +103,7 @@ class LSTM(_Recurrent):
 
     layer: ClassVar[Any] = nn.LSTM
 
-    def start(self, batch_size: int) -> State:
-        """Zeros, (h, c), each (layers, B, H)."""
-        zeros = super().start(batch_size)
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, (h, c), each (B, layers, H)."""
+        zeros = super().initial_state(batch_size)
         return zeros, zeros

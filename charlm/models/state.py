@@ -1,4 +1,4 @@
-"""Recurrent state: a tensor or a (nested) tuple of tensors whose dimension 1 is the batch.
+"""Recurrent state: a tensor or a (nested) tuple of tensors whose dimension 0 is the batch.
 
 The same functions work for every family, so that carrying, detaching and forking rows need not know
 which network a state belongs to.
@@ -22,6 +22,11 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
     return tuple(map_state(function, part) for part in state)
 
 
+def turn(state: State) -> State:
+    """From (B, layers, H) to PyTorch's (layers, B, H), or back."""
+    return map_state(lambda part: part.transpose(0, 1).contiguous(), state)
+
+
 def detach(state: State) -> State:
     """Keep the state's values and forget how they came about (the lesson's `repackage_var`)."""
     return map_state(Tensor.detach, state)
@@ -29,11 +34,11 @@ def detach(state: State) -> State:
 
 def select_rows(state: State, rows: Tensor) -> State:
     """The state of the batch rows `rows` (int64), in that order; rows may repeat."""
-    return map_state(lambda part: part.index_select(1, rows), state)
+    return map_state(lambda part: part.index_select(0, rows), state)
 
 
 def where_rows(mask_B: Tensor, state: State, other: State) -> State:
     """The rows of `state` where `mask_B` (bool) is true, those of `other` elsewhere."""
     if isinstance(state, Tensor) and isinstance(other, Tensor):
-        return torch.where(mask_B.view(1, -1, *[1] * (state.dim() - 2)), state, other)
+        return torch.where(mask_B.view(-1, *[1] * (state.dim() - 1)), state, other)
     return tuple(where_rows(mask_B, ours, theirs) for ours, theirs in zip(state, other, strict=True))

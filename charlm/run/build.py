@@ -6,22 +6,22 @@ import contextlib
 import logging
 import math
 import os
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from charlm.checkpoint.building import at_most, build_network
+from charlm.checkpoint.building import MOST_TENSORS, at_most, build_network
 from charlm.checkpoint.format import pack
 from charlm.checkpoint.storage import Store
 from charlm.checks import check_choice, check_int, check_number
 from charlm.data.module import CharDataModule
 from charlm.errors import UsageError, as_usage_error
-from charlm.run.config import instantiate
+from charlm.run.instantiate import instantiate, resolve_target, signature
 from charlm.text.corpus import Corpus
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
@@ -31,16 +31,16 @@ from charlm.training.module import CharLM
 from charlm.training.objective import Objective
 from charlm.training.schedulers import check_interval
 
-MOST_TENSORS = 10_000  # parameters of a network: making more takes longer than anyone means to wait
 
-
-def build_callbacks(node: DictConfig) -> list[pl.Callback]:
-    """The observers that ``callbacks`` describes."""
-    made = instantiate(node) or {}
-    for name, callback in made.items():
+def build_callbacks(node: Any, given: Collection[str]) -> dict[str, pl.Callback]:
+    """The callbacks that ``callbacks`` describes, by name."""
+    if not isinstance(node, dict | None):
+        raise UsageError(f"callbacks={str(node)[:80]} must be a section with callbacks in it: see conf/callbacks/")
+    built = {name: instantiate(f"callbacks.{name}", part, given) for name, part in (node or {}).items() if part}
+    for name, callback in built.items():
         if not isinstance(callback, pl.Callback):
             raise UsageError(f"callbacks.{name} is not a callback: it needs a _target_")
-    return list(made.values())
+    return built
 
 
 def build_checkpoints(
@@ -71,20 +71,29 @@ def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:
 
 
 def build_model(
-    config: DictConfig, settings: dict[str, Any], data: CharDataModule, corpus: dict[str, Any], run: dict[str, Any]
+    settings: dict[str, Any],
+    data: CharDataModule,
+    corpus: dict[str, Any],
+    run: dict[str, Any],
+    trust: Iterable[str] | None = (),
 ) -> CharLM:
-    """The network that ``model`` describes with its optimiser and schedule; refuses arguments that cannot be."""
-    check_size(settings["model"], len(data.vocab))
-    network = build_network(settings["model"], len(data.vocab))
-    if network.context and (data.mode, data.bptt) != ("windows", network.context):
+    """The network that ``model`` describes with its optimiser and scheduler; refuses arguments that cannot be.
+
+    `trust` is as in `build_network`.
+    """
+    check_size(settings["model"], len(data.vocab), trust)
+    network = build_network(settings["model"], len(data.vocab), trust)
+    if network.window and (data.mode, data.bptt) != ("windows", network.window):
         raise UsageError(
-            f"this model predicts only after a window of {network.context} characters: it needs "
-            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.context}, "
+            f"this model predicts only after a window of {network.window} characters: it needs "
+            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.window}, "
             f"not {data.mode} of {data.bptt}"
         )
-    check_number("optimizer.lr", config.optimizer.get("lr", 0))
-    interval = check_choice("schedule.interval", config.schedule.interval, ("epoch", "step"))
-    optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule.scheduler)
+    check_number("optimizer.lr", settings["optimizer"].get("lr", 0))
+    interval = check_choice("schedule.interval", settings["schedule"]["interval"], ("epoch", "step"))
+    given = {override.lstrip("+~").partition("=")[0] for override in run["overrides"]}
+    optimizer = instantiate("optimizer", settings["optimizer"], given)
+    schedule = instantiate("schedule.scheduler", settings["schedule"]["scheduler"], given)
     check_interval(schedule, interval)
     if str(settings["trainer"]["precision"]).endswith("-mixed") and optimizer.keywords.get("fused"):
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
@@ -97,10 +106,25 @@ def build_model(
     return model
 
 
-def check_size(spec: dict[str, Any], vocab_size: int) -> None:
+def fill_in_lengths(settings: dict[str, Any], steps: int) -> None:
+    """Tell the scheduler how long the run is, under the names that it takes: of PyTorch's and ours, these.
+
+    What is set is kept: a resumed run's scheduler is as long as when the run began.
+    """
+    scheduler = settings["schedule"]["scheduler"]
+    if not isinstance(scheduler, dict) or "_target_" not in scheduler:
+        return
+    taken = signature(resolve_target("schedule.scheduler", scheduler["_target_"])) or {}
+    epochs = check_int("trainer.max_epochs", settings["trainer"]["max_epochs"], 1)
+    for name, length in {"epochs": epochs, "steps_per_epoch": steps, "total_steps": epochs * steps}.items():
+        if name in taken and scheduler.get(name) is None:
+            scheduler[name] = length
+
+
+def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | None = ()) -> None:
     """Raise UsageError for a network that this machine could not train, before any memory is taken."""
     with torch.device("meta"), at_most(MOST_TENSORS, "are allowed"), torch.random.fork_rng(devices=[]):
-        count = sum(p.numel() for p in build_network(spec, vocab_size).parameters())
+        count = sum(p.numel() for p in build_network(spec, vocab_size, trust).parameters())
     needed, there = 16 * count, memory()  # weights, gradients and Adam's two averages, four bytes each
     if needed > there:
         raise UsageError(

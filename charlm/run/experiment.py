@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import json
 import math
 import os
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
+from charlm.checkpoint.building import package_of
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import resume_command
-from charlm.checkpoint.storage import Store
+from charlm.checkpoint.storage import Store, replace_file
 from charlm.checks import check_int
 from charlm.data.module import CharDataModule
-from charlm.errors import UsageError
-from charlm.run.build import build_callbacks, build_checkpoints, build_data, build_model, build_trainer, steps_per_epoch
-from charlm.run.config import instantiate, save_config
-from charlm.run.plan import check_unused, fresh, resumed
+from charlm.errors import UsageError, as_usage_error
+from charlm.inference.language_model import LanguageModel, load
+from charlm.run.build import (
+    build_callbacks,
+    build_checkpoints,
+    build_data,
+    build_model,
+    build_trainer,
+    fill_in_lengths,
+    steps_per_epoch,
+)
+from charlm.run.compose import Job
+from charlm.run.instantiate import instantiate
+from charlm.run.resume import check_unused, escape, fresh, resumed
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import Diverged, DivergenceGuard
 from charlm.training.callbacks.history import History
@@ -38,27 +53,48 @@ from charlm.training.interrupt import Interrupt
 from charlm.training.module import CharLM, parameter_count
 
 
-def run(config: DictConfig) -> float:
-    """Train as `config` says; returns the best validation loss in nats per character.
+@dataclass(frozen=True)
+class Result:
+    """What came of a run: its loss to minimise, and what is left of it.
 
-    Without a validation split it is the best epoch's training loss. Raises UsageError for whatever the
-    user can put right, before any work starts where that is possible, and Interrupted when the user stops it.
+    `nats` is the best validation loss per character, or the best epoch's training loss without validation;
+    `history` has a row an epoch as in ``metrics.csv``, `summary` what is in ``summary.json``.
+    """
+
+    nats: float
+    folder: Path
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+    trust: tuple[str, ...] = ()  # the package that the network is from
+
+    @property
+    def model(self) -> LanguageModel:
+        """The best checkpoint, opened."""
+        return load(self.folder, self.trust)
+
+
+def run(settings: dict[str, Any], job: Job) -> Result:
+    """Train as `settings` say.
+
+    Raises UsageError for whatever the user can put right, before any work starts where that is possible, and
+    Interrupted when the user stops it.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    plan = resumed(config) if config.resume is not None else fresh(config)
-    config, settings, corpus, folder = plan.config, plan.settings, plan.corpus, plan.folder
-    pl.seed_everything(check_int("seed", config.seed, 0, 2**32 - 1), verbose=False)
+    settings = copy.deepcopy(settings)
+    plan = fresh(settings, job) if settings["resume"] is None else resumed(settings, job)
+    settings, corpus, folder, record = plan.settings, plan.corpus, plan.folder, plan.record
+    pl.seed_everything(check_int("seed", settings["seed"], 0, 2**32 - 1), verbose=False)
     data = build_data(settings, corpus)
-    config.schedule.steps_per_epoch = steps_per_epoch(settings["trainer"], len(data.train_dataloader()))
-    settings["schedule"] = OmegaConf.to_container(config.schedule, resolve=True)
+    fill_in_lengths(settings, steps_per_epoch(settings["trainer"], len(data.train_dataloader())))
     origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
-    model = build_model(config, settings, data, origin, plan.record)
+    trust = None if plan.checkpoint is None else ()  # the user's own word, or a file's
+    model = build_model(settings, data, origin, record, trust)
     validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
     interrupt, health = Interrupt(), DivergenceGuard()
-    observers = build_callbacks(config.get("callbacks"))
-    samples = next((c for c in observers if isinstance(c, Samples)), None)
+    observers = build_callbacks(settings.get("callbacks"), job.given)
+    samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
     if samples is not None:
         samples.store = store
     history = History(folder / "metrics.csv", store)
@@ -66,25 +102,27 @@ def run(config: DictConfig) -> float:
     checkpoints = build_checkpoints(settings.get("checkpoint"), folder, monitor, interrupt, health)
     header = {**plan.header, **describe(settings, data, model.network, folder)}
     # In this order: the row of an epoch is made before it is shown.
-    callbacks = [health, history, *observers, Terminal(console, header, history, samples), checkpoints]
+    callbacks = [health, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
     trainer = build_trainer(settings["trainer"], folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
 
     new = plan.checkpoint is None
     with claimed(folder, new=new), resumable(folder, checkpoints):
-        save_config(config, folder, plan.record["overrides"], new=new)
+        save_config(settings, folder, job, new=new)
         started = time.perf_counter()
-        with quiet(), logging_to(trainer, config.logger, folder=folder, config=settings, sweep=plan.record["sweep"]):
+        with quiet(), logging_to(trainer, settings["logger"], job.given, folder, settings, record["sweep"]):
             with interrupt.listening():
-                fit(trainer, model, data, plan.checkpoint)
+                fit(trainer, model, data, plan.checkpoint, observers)
+            if report_of_profiler := trainer.profiler.summary():  # type: ignore[attr-defined]
+                console.print(report_of_profiler, markup=False)
             if not history.rows:
                 raise UsageError("trainer: these limits leave nothing to train")
             if model.first_step in (None, trainer.global_step):
-                more = f"trainer.max_epochs={config.trainer.max_epochs + 1} or more would go on"
+                more = f"trainer.max_epochs={settings['trainer']['max_epochs'] + 1} or more would resume it"
                 console.print(f"this run was done after {len(history.rows)} epochs; {more}")
             store.close()
-            test_nats = evaluate(trainer, model, data, checkpoints.best) if data.rows["test"] else None
+            test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
         summary = {
             **best_losses(history, validated=validate),
             **({} if test_nats is None else {"test_nats": test_nats}),
@@ -95,13 +133,13 @@ def run(config: DictConfig) -> float:
             "characters_per_second": history.characters / history.training_seconds,
             "fit_seconds": history.fit_seconds,
             "seconds": time.perf_counter() - started + history.earlier_seconds,
-            "model": plan.record["model"],
+            "model": record["model"],
             "corpus": origin["name"],
-            "corpus_substituted": plan.record["substituted"],
+            "corpus_substituted": record["substituted"],
             "leaky": data.leaky,
             "corpus_source": corpus.source,
             "corpus_sha256": corpus.sha256,
-            "seed": config.seed,
+            "seed": settings["seed"],
             "device": str(trainer.strategy.root_device),
             "machine": machine(trainer.strategy.root_device),
             "best_checkpoint": os.path.relpath(checkpoints.best),
@@ -111,13 +149,15 @@ def run(config: DictConfig) -> float:
         store.write(folder / "summary.json", (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
         store.close()
     report(console, summary)
-    return summary["best_val_nats"] if validate else summary["best_train_nats"]
+    nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
+    trusted = (package_of(settings["model"]["_target_"]),)
+    return Result(nats, folder, history.rows, summary, trusted)
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, *, new: bool) -> Iterator[None]:
-    """Keep every other process from training in `folder`. A process that is killed gives it free."""
-    (folder / ".hydra").mkdir(exist_ok=True)
+    """Keep every other process from training in `folder`. A killed process releases the lock."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".hydra/lock", timeout=0):
             if new:
@@ -129,7 +169,7 @@ def claimed(folder: Path, *, new: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
-    """Say, when something stops the run, what there is to go on with."""
+    """Print the resume command when a run is interrupted."""
     try:
         yield
     except Diverged as error:
@@ -157,23 +197,31 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def logging_to(trainer: pl.Trainer, node: DictConfig, **context: Any) -> Iterator[None]:
-    """Give the trainer the logger that ``logger`` describes; end the W&B run, so that the next job gets its own."""
-    try:
-        logger = instantiate(node)(**context)
-    except TypeError as error:
-        raise UsageError(f"logger: {error}") from None
-    trainer.loggers = [logger] if logger else []
+def logging_to(
+    trainer: pl.Trainer, node: Any, given: set[str], folder: Path, settings: dict[str, Any], sweep: str | None
+) -> Iterator[None]:
+    """Give the trainer the logger that ``logger`` describes; end the W&B run, so that the next job gets its own.
+
+    Our own loggers are functions of the run; any other class is called with what the user says, its files going into
+    the run folder unless the user says where.
+    """
+    built = instantiate("logger", node, given)
+    if isinstance(built, functools.partial):
+        with as_usage_error("logger"):
+            built = built(folder=folder, config=settings, sweep=sweep)
+    trainer.loggers = [built] if built else []
     status = 1
     try:
         yield
         status = 0
     finally:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish(exit_code=status)
+        if isinstance(built, WandbLogger):
+            built.experiment.finish(exit_code=status)
 
 
-def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | None) -> None:
+def fit(
+    trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | None, callbacks: Mapping[str, pl.Callback]
+) -> None:
     """Train, from the checkpoint at `path` if there is one.
 
     Raises Interrupted after a signal, KeyboardInterrupt after a second one, and UsageError for a
@@ -190,15 +238,17 @@ def fit(trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | N
                 f"there is not enough memory: lower data.batch_size={data.batch_size}, data.bptt={data.bptt} or "
                 f"model.hidden_size"
             ) from None
+        if name := raised_by(error, callbacks):
+            raise UsageError(f"callbacks.{name}: {first_line(error)}") from error
         if path is None or model.first_step not in (None, trainer.global_step):
             raise
         what = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
 
 
-def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path) -> float:
+def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: dict[str, Any]) -> float:
     """The test loss of the best checkpoint, nats per character."""
-    network = load_checkpoint(best).network
+    network = load_checkpoint(best, trust=[package_of(settings["model"]["_target_"])]).network
     model.network.load_state_dict(network.state_dict())
     with interruptible(trainer):
         return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
@@ -225,3 +275,26 @@ def best_losses(history: History, *, validated: bool) -> dict[str, float]:
         "best_val_bpc": nats / math.log(2),
         "best_val_perplexity": math.exp(nats) if nats < 700 else math.inf,
     }
+
+
+def raised_by(error: BaseException, callbacks: Mapping[str, pl.Callback]) -> str | None:
+    """The name of the user's callback in which `error` was raised, or None."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for name, callback in callbacks.items():
+            if frame.f_locals.get("self") is callback:
+                return name
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The error's message up to its first line break."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def save_config(settings: dict[str, Any], folder: Path, job: Job, *, new: bool) -> None:
+    """Write the settings where Hydra keeps them: ``.hydra/`` in the run folder. Of a resumed run, the config only."""
+    files: dict[str, Any] = {"config": settings}
+    if new:
+        files |= {"overrides": job.overrides} | ({"hydra": job.hydra} if job.hydra else {})
+    for name, content in files.items():
+        replace_file(folder / f".hydra/{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(escape(content))).encode())

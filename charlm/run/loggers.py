@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def wandb_logger(
     group: str | None,
     tags: list[str],
 ) -> Logger | None:
-    """A W&B run in `folder`, silent on the console; a resumed run goes on with the W&B run of before.
+    """A W&B run in `folder`, silent on the console; a resumed run continues its earlier W&B run.
 
     `mode` "auto" is online when the user is logged in (or as ``WANDB_MODE`` says), else offline: no
     account is needed and nothing is asked. Raises UsageError for values that W&B does not take.
@@ -88,6 +89,34 @@ def csv_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logge
 def no_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger | None:
     """Nothing besides the run folder's own files."""
     return None
+
+
+def tensorboard_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger:
+    """Event files in ``tensorboard/`` of the run folder. Raises UsageError where TensorBoard is not installed."""
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    with installed("tensorboard"):
+        return TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
+
+
+def mlflow_logger(
+    folder: Path, config: dict[str, Any], sweep: str | None, experiment_name: str, tracking_uri: str | None
+) -> Logger:
+    """An MLflow run, in ``mlflow.db`` of the run folder or on a server. Raises UsageError where it is not installed."""
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    uri = tracking_uri or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    with installed("mlflow"):
+        return MLFlowLogger(experiment_name, run_name=folder.name, tracking_uri=uri, tags={"sweep": sweep or ""})
+
+
+@contextmanager
+def installed(extra: str) -> Iterator[None]:
+    """Say how to install what an optional logger needs."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise UsageError(f'logger={extra} needs one more package: pip install -e ".[{extra}]"') from None
 
 
 class _Csv(CSVLogger):

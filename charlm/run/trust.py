@@ -1,4 +1,4 @@
-"""Which classes a config may name."""
+"""Which classes the config of a checkpoint may name. What the user composes may name any."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from charlm.checkpoint.building import resolve_class
+from charlm.checkpoint.building import TRUST, resolve_class
 from charlm.errors import UsageError
 
-# A config may come with a checkpoint from anywhere, so it makes nothing but what these modules define.
+# A checkpoint may come from anywhere, so its config builds nothing but what these modules define.
 TRUSTED = (
     "charlm.training.callbacks",
     "charlm.text.sources",
@@ -25,8 +25,6 @@ CALLBACKS = [
     for name in ("EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor", "WeightAveraging")
 ]
 
-TRUST = "CHARLM_TRUST"  # the environment variable with the user's own packages: no file can set it
-
 
 def check_targets(value: Any) -> None:
     """Raise UsageError if something below `value` would be made by code that is not trusted."""
@@ -36,14 +34,14 @@ def check_targets(value: Any) -> None:
     elif isinstance(value, dict):
         if "_target_" in value and not is_trusted(value["_target_"]):
             raise UsageError(
-                f"_target_={str(value['_target_'])[:80]!r} is not made from a config, which may come from anywhere: "
+                f"_target_={str(value['_target_'])[:80]!r} is named in a checkpoint, which may come from anywhere: "
                 f"if you trust the package that it is in, set {TRUST}=PACKAGE in the environment"
             )
         check_targets(list(value.values()))
 
 
 def is_trusted(target: object) -> bool:
-    """Whether a config may have `target` made: what is the user's own, or charlm's, or listed here.
+    """Whether a checkpoint's config may name `target`: what the user trusts, or charlm's, or listed here.
 
     Of ``torch.optim``, only optimisers and schedules: some of its functions change how all others work.
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, taken at a moment when training can go on from later."""
+"""Ctrl-C and SIGTERM, handled at a moment from which training can resume."""
 
 from __future__ import annotations
 

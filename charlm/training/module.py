@@ -61,7 +61,7 @@ class CharLM(pl.LightningModule):
         # One slot a stage: validation never disturbs training. A plain dict, not buffers, so that weight
         # averaging and DDP leave it alone.
         self._carry: dict[str, State] = {}
-        self._resumed: dict[str, Any] | None = None  # from the checkpoint that training goes on from, until it does
+        self._resumed: dict[str, Any] | None = None  # from the checkpoint that training resumes from, until it does
         self._value_types: Any = None  # of the optimiser's options and the schedule's state: no checkpoint has another
         self.first_step: int | None = None  # how many were behind training when it began, with everything restored
 
@@ -82,7 +82,7 @@ class CharLM(pl.LightningModule):
             state = self.network.initial_state(batch.x.shape[0])
         elif batch.first is not False:  # rows of their own start afresh
             state = where_rows(batch.first, self.network.initial_state(batch.x.shape[0]), state)
-        logits, state = self.network(batch.x, state)
+        logits, state, _ = self.network(batch.x, state)
         self._carry[stage] = detach(state)
         # One target for families that predict only after a window. Losses are float32 at least.
         return logits.float(), batch.y[:, -logits.shape[1] :]
@@ -141,7 +141,7 @@ class CharLM(pl.LightningModule):
         self.accuracy.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint self-contained, and enough to go on from exactly."""
+        """Make the checkpoint self-contained, and enough to resume from exactly."""
         if self._entry is not None:
             checkpoint[KEY] = self._entry
         checkpoint[TRAINING] = {
@@ -151,7 +151,7 @@ class CharLM(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what `on_train_start` goes on from. Raises UsageError where Lightning would not miss a part."""
+        """Keep what `on_train_start` resumes from. Raises UsageError for a part that is missing unnoticed."""
         trainer: Any = self.trainer
         stateful = {c.state_key for c in trainer.callbacks if type(c).state_dict is not pl.Callback.state_dict}
         (optimizer,) = checkpoint["optimizer_states"]

@@ -36,7 +36,7 @@ def parameter_groups(network: Network, options: Mapping[str, Mapping[str, float 
         return list(network.parameters())
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        part = network.part(name)
+        part = network.parameter_group(name)
         key = part if part in asked else "rest"
         groups.setdefault(key, {"name": key, **asked.get(part, {}), "params": []})["params"].append(parameter)
     for part in asked:

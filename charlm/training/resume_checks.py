@@ -9,20 +9,30 @@ from torch import Tensor
 
 from charlm.errors import UsageError
 
+# What PyTorch's fused kernels (of Adam, AdamW, SGD and Adagrad) keep for each weight, of its shape.
+OF_THE_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
+
 
 def check_state(optimizer: Any) -> None:
-    """Raise UsageError for an optimiser whose state, from a checkpoint, is not of the size of its weights.
+    """Raise UsageError for an optimiser whose state, from a checkpoint, a fused kernel would write past the end of.
 
-    PyTorch's fused kernels take its word for it: a tensor that is too small would be written past its end.
+    Such kernels take its word for the size of a tensor. Every class that has them takes an option ``fused``, which
+    the checkpoint itself could turn on; hence all of these are checked, fused or not. What others keep may have any
+    shape (Adafactor's rows and columns): their tensor operations look at shapes themselves, and a misfit ends
+    in an error, which is told as that of a damaged checkpoint.
     """
+    fusible = "fused" in optimizer.defaults or any("fused" in group for group in optimizer.param_groups)
     for weights, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and not (
-                value.layout == torch.strided
-                and value.is_contiguous()
-                and value.device.type in ("cpu", weights.device.type)
-                and (value.shape == weights.shape or value.numel() == 1)
-            ):
+            if not isinstance(value, Tensor):
+                continue
+            fits = value.layout == torch.strided and value.device.type in ("cpu", weights.device.type)
+            if fusible and name == "step":
+                fits = fits and value.numel() == 1
+            elif fusible and name in OF_THE_WEIGHTS:
+                dense = value.is_contiguous() or value.stride() == weights.stride()
+                fits = fits and dense and value.shape == weights.shape
+            if not fits:
                 raise UsageError(
                     f"the checkpoint cannot be resumed, it is damaged: the optimiser's {name} does not fit"
                 )

@@ -26,6 +26,7 @@ from benchmarks.lesson.measure import figures
 from benchmarks.lesson.runs import command, find_run, place
 from benchmarks.lesson.table import difference, numbers, render
 from charlm.errors import UsageError
+from charlm.run.build import fill_in_lengths
 from tests.helpers import ROOT, summary
 
 # A made-up text in the place of Nietzsche, small networks, one epoch.
@@ -141,7 +142,9 @@ def test_each_recipe_has_the_lessons_settings(name: str) -> None:
     if rates is None:
         return
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.optimizer.lr)
-    schedule = instantiate(config.schedule.scheduler)
+    settings = OmegaConf.to_container(config, resolve=True)
+    fill_in_lengths(settings, 1)
+    schedule = instantiate(settings["schedule"]["scheduler"])
     schedule = schedule and schedule(optimizer)
     found = []
     for _ in range(config.trainer.max_epochs):

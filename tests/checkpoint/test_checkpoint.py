@@ -134,7 +134,7 @@ def test_a_checkpoint_opens_without_running_pickled_code(trained: Trained, name:
 
 def test_a_checkpoint_records_how_it_came_about(trained: Trained) -> None:
     entry = trained.content()["charlm"]
-    assert entry["format"] == 1
+    assert entry["format"] == 2
     assert entry["vocab"] == {"chars": "".join(sorted(set(TEXT.lower()))), "pad": False, "unk": False}
     assert entry["normalisation"] == {"lowercase": True}
     assert entry["model"]["_target_"] == "charlm.models.recurrent.GRU"
@@ -150,9 +150,9 @@ def test_the_rebuilt_network_is_bitwise_the_trained_one(trained: Trained, name: 
     assert not opened.network.training
     x_BT = torch.randint(len(opened.vocab), (3, 25), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, expected_state = trained.network(x_BT)
-        logits, state = opened.network(x_BT)
-        untrained, _ = build_network(trained.content()["charlm"]["model"], len(opened.vocab))(x_BT)
+        expected, expected_state, _ = trained.network(x_BT)
+        logits, state, _ = opened.network(x_BT)
+        untrained = build_network(trained.content()["charlm"]["model"], len(opened.vocab))(x_BT).logits
     assert torch.equal(logits, expected)
     assert torch.equal(state, expected_state)
     assert not torch.allclose(logits, untrained)
@@ -376,20 +376,49 @@ def test_missing_entries_are_named(altered: Altered) -> None:
 
 def test_weights_that_lack_or_exceed_are_refused(altered: Altered) -> None:
     lacking = altered(lambda content: content["state_dict"].pop("network.head.bias"))
-    assert "more than the 6 parameter tensors that its file holds" in refusal(lacking)
+    assert "its file has no 'head.bias'" in refusal(lacking)
     more = {"network.head.extra": torch.zeros(1)}
     assert "fit together" in refusal(altered(lambda content: content["state_dict"].update(more)))
     text = {"network.head.bias": "text"}
     assert "'head.bias' is not a plain tensor" in refusal(altered(lambda content: content["state_dict"].update(text)))
 
 
+def test_weights_that_share_their_memory_do_not_ask_for_more_than_the_file_has(altered: Altered) -> None:
+    def share(content: dict[str, Any]) -> None:
+        content["charlm"]["model"].update(layers=500, hidden_size=128)
+        memory, vocab = torch.zeros(384 * 128), content["state_dict"]["network.embedding.weight"].shape[0]
+        model = content["charlm"]["model"]
+        with torch.device("meta"):
+            network = build_network(model, vocab)
+        for name, weight in network.state_dict().items():
+            content["state_dict"][f"network.{name}"] = memory[: weight.numel()].view(weight.shape)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "its weights claim 198," in refusal(altered(share))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_more_tensors_than_a_network_may_have_are_refused(altered: Altered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charlm.checkpoint.loading.MOST_TENSORS", 5)
+    assert "more than the 5 parameter tensors that are allowed" in refusal(altered(lambda content: None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool, torch.complex64])
+def test_one_weight_of_another_type_is_named(altered: Altered, dtype: torch.dtype) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["state_dict"]["network.head.bias"] = content["state_dict"]["network.head.bias"].to(dtype)
+
+    assert f"'head.bias' is of type {dtype}, not torch.float32" in refusal(altered(change))
+
+
 def test_a_weight_whose_name_is_not_text_is_refused(altered: Altered) -> None:
     refusal(altered(lambda content: content["state_dict"].update({1: torch.zeros(1)})))
 
 
-@pytest.mark.parametrize("number", [0, 2, "1", None])
+@pytest.mark.parametrize("number", [0, 1, 3, "2", None])
 def test_another_format_is_refused_by_number(altered: Altered, number: object) -> None:
-    assert repr(number) in refusal(altered(lambda content: content["charlm"].update(format=number)))
+    message = refusal(altered(lambda content: content["charlm"].update(format=number)))
+    assert f"has checkpoint format {number!r}, but this charlm reads 2: train anew" in message
 
 
 def test_weights_of_lightning_beside_the_networks_do_not_matter(altered: Altered, trained: Trained) -> None:
@@ -406,7 +435,7 @@ def test_lightning_can_read_it_too(trained: Trained) -> None:
 def test_a_state_of_the_rebuilt_network_fits_it(trained: Trained) -> None:
     opened = load_checkpoint(trained.file())
     state = map_state(torch.clone, opened.network.initial_state(2))
-    logits, _ = opened.network(torch.zeros(2, 1, dtype=torch.int64), state)
+    logits = opened.network(torch.zeros(2, 1, dtype=torch.int64), state).logits
     assert logits.shape == (2, 1, len(opened.vocab))
 
 

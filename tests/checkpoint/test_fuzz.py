@@ -28,4 +28,6 @@ def test_thousands_of_hostile_files_do_no_harm(what: str) -> None:
     assert results.pop("peak megabytes") < 1024
     assert sum(results.values()) == 2000
     good = [name for name in results if name.endswith(("opened", "trained", "made ready"))]
-    assert len(good) >= 3, "harmless changes must be let through, or nothing was tested"
+    assert len(good) >= (3 if what == "checkpoints" else 2), (
+        "harmless changes must be let through, or nothing was tested"
+    )

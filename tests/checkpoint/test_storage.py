@@ -64,7 +64,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path: Path)
         number = 0
         while True:
             number += 1
-            replace(Path(sys.argv[1]), bytes([number % 256]) * 300_000)
+            replace_file(Path(sys.argv[1]), bytes([number % 256]) * 300_000)
             if number == 1:
                 print("started", flush=True)
         """
@@ -149,7 +149,7 @@ def test_a_run_outlives_a_full_disk(
         run_train(*base, *steps, f"hydra.run.dir={tmp_path}/run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    out = "".join(capsys.readouterr().out.split("\n"))
+    out = " ".join(capsys.readouterr().out.split())
     assert out.count("cannot be written: File too large; training goes on") == 1
     assert out.count("what could not be written is on the disk now") == 1
     assert differences(tmp_path / "unbroken", tmp_path / "run") == []

@@ -13,8 +13,9 @@ from charlm.checkpoint.building import build_network
 from charlm.errors import UsageError
 from charlm.inference.decoding import generate
 from charlm.inference.language_model import LanguageModel
-from charlm.models.network import Network
+from charlm.models.network import Network, Output
 from charlm.models.recurrent import GRU
+from charlm.models.windowed import Windowed
 from charlm.text.vocab import Vocab
 from tests.helpers import MODELS, model_spec
 
@@ -29,13 +30,14 @@ class Fixed(Network):
         self.logits = nn.Parameter(torch.tensor(logits))
         self.shapes: list[tuple[int, ...]] = []
 
-    def forward(self, x_BT: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BT: Tensor, state: Tensor | None = None) -> Output:
         self.shapes.append(tuple(x_BT.shape))
         state = self.initial_state(len(x_BT)) if state is None else state
-        return self.logits.expand(*x_BT.shape, -1), state
+        logits = self.logits.expand(*x_BT.shape, -1)
+        return Output(logits, state, logits)
 
     def initial_state(self, batch_size: int) -> Tensor:
-        return torch.zeros(1, batch_size, 1)
+        return torch.zeros(batch_size, 1)
 
 
 class Adder(Network):
@@ -46,13 +48,14 @@ class Adder(Network):
         self.scale = nn.Parameter(torch.tensor(10.0))
         self.vocab_size = vocab_size
 
-    def forward(self, x_BT: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BT: Tensor, state: Tensor | None = None) -> Output:
         state = self.initial_state(len(x_BT)) if state is None else state
-        sums_BT = state[0] + (x_BT + 1).cumsum(1)
-        return self.scale * F.one_hot(sums_BT % self.vocab_size, self.vocab_size), sums_BT[:, -1:].unsqueeze(0)
+        sums_BT = state + (x_BT + 1).cumsum(1)
+        hidden = F.one_hot(sums_BT % self.vocab_size, self.vocab_size)
+        return Output(self.scale * hidden, sums_BT[:, -1:], hidden)
 
     def initial_state(self, batch_size: int) -> Tensor:
-        return torch.zeros(1, batch_size, 1, dtype=torch.int64)
+        return torch.zeros(batch_size, 1, dtype=torch.int64)
 
 
 def lively(network: Network) -> Network:
@@ -88,7 +91,7 @@ def ids(*values: int) -> Tensor:
 def greedy_by_brute_force(network: Network, prompt: list[int], length: int, first_id: int = 0) -> list[int]:
     text = list(prompt)
     for _ in range(length):
-        logits, _ = network(torch.tensor([text]))
+        logits = network(torch.tensor([text])).logits
         text.append(first_id + int(logits[0, -1, first_id:].argmax()))
     return text[len(prompt) :]
 
@@ -338,7 +341,9 @@ def test_a_text_without_a_prediction_has_no_score(model: LanguageModel, text: st
 def either(request: pytest.FixtureRequest) -> LanguageModel:
     """A model that predicts after a window of three characters, and one with an output at every step."""
     vocab = Vocab(LETTERS)
-    return LanguageModel(lively(GRU(len(vocab), 8, 16, context=request.param)), vocab, {"lowercase": False})
+    network = GRU(len(vocab), 8, 16)
+    network = Windowed(network, request.param) if request.param else network
+    return LanguageModel(lively(network), vocab, {"lowercase": False})
 
 
 def test_window_models_are_scored_at_every_character_too(either: LanguageModel) -> None:
@@ -353,7 +358,7 @@ def test_predictions_are_the_argmax_after_every_prefix(either: LanguageModel) ->
     found = either.predictions(text)
     assert [p.read for p in found] == list(text)
     for end, prediction in enumerate(found, 1):
-        logits, _ = either.network(torch.from_numpy(either.vocab.encode(text[:end])).long().unsqueeze(0))
+        logits = either.network(torch.from_numpy(either.vocab.encode(text[:end])).long().unsqueeze(0)).logits
         probabilities = logits[0, -1].softmax(-1)
         assert either.vocab.decode([int(probabilities.argmax())]) == prediction.next
         assert prediction.probability == pytest.approx(probabilities.max().item(), rel=1e-9)
@@ -362,7 +367,7 @@ def test_predictions_are_the_argmax_after_every_prefix(either: LanguageModel) ->
 def test_predictions_are_never_special_symbols_and_know_the_normalisation(unk_model: LanguageModel) -> None:
     with torch.no_grad():
         unk_model.network.head.bias[:2] = 1e3
-    logits = unk_model.network.every_step(torch.from_numpy(unk_model.vocab.encode("abc")).long().unsqueeze(0))[0]
+    logits = unk_model.network.at_every_step(torch.from_numpy(unk_model.vocab.encode("abc")).long().unsqueeze(0))[0]
     expected = unk_model.vocab.decode((logits[0, :, 2:].argmax(-1) + 2).tolist())
     assert "".join(p.next for p in unk_model.predictions("abc")) == expected
     lower = LanguageModel(unk_model.network, unk_model.vocab, {"lowercase": True})
@@ -384,7 +389,7 @@ def test_the_score_by_position_is_that_of_each_window_on_its_own(either: Languag
         for window in windows:
             encoded = torch.from_numpy(either.vocab.encode(window)).long()
             for t in range(4):
-                logits, _ = either.network(encoded[: t + 1].unsqueeze(0))
+                logits = either.network(encoded[: t + 1].unsqueeze(0)).logits
                 expected[t].append(F.cross_entropy(logits[0, -1], encoded[t + 1]).item())
     means = [sum(losses) / len(losses) for losses in expected]
     for rows in (1, 3, 1024):

@@ -251,8 +251,8 @@ def plain_rnn(ids: list[int], W_x: list[list[float]], W_h: list[list[float]], b:
 
 
 def numpy_weights(network: torch.nn.Module) -> Weights:
-    """A network's parameters as float64 arrays, by name."""
-    return {name: p.detach().double().numpy().copy() for name, p in network.named_parameters()}
+    """A network's parameters as float64 arrays, by name, whether it is in a window or not."""
+    return {name.removeprefix("network."): p.detach().double().numpy().copy() for name, p in network.named_parameters()}
 
 
 def layers(kind: Any, names: Callable[[int], tuple[str, str | None, str, str | None]], count: int) -> Any:
@@ -277,14 +277,14 @@ def of_pytorch(layer: int) -> tuple[str, str, str, str]:
 def difference(network: torch.nn.Module, oracle: Oracle, x_BT: torch.Tensor, y_BT: torch.Tensor, states: Any) -> float:
     """The largest difference of logits, loss and gradients between a float64 network and its oracle."""
     network.zero_grad()
-    logits, _ = network(x_BT)
+    logits = network(x_BT).logits
     loss = F.cross_entropy(logits.flatten(0, 1), y_BT[:, -logits.shape[1] :].flatten())
     loss.backward()
     theirs, their_loss = oracle.run(x_BT.numpy(), y_BT.numpy(), states)
     gaps = [np.abs(logits.detach().numpy() - theirs).max(), abs(loss.item() - their_loss)]
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
-        gaps.append(np.abs(parameter.grad.numpy() - oracle.gradients[name]).max())
+        gaps.append(np.abs(parameter.grad.numpy() - oracle.gradients[name.removeprefix("network.")]).max())
     return float(max(gaps))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from charlm.checkpoint.building import build_network
 from charlm.models.lesson.keras import LSTM, SimpleRNN
 from charlm.models.lesson.loops import KerasLoop
+from charlm.models.windowed import Windowed
 from tests.helpers import model_spec
 
 os.environ["KERAS_BACKEND"] = "torch"
@@ -31,7 +32,7 @@ def keras() -> Any:
 def counts(network: torch.nn.Module) -> list[int]:
     groups = {"embedding": 0, "recurrent": 0, "head": 0}
     for name, parameter in network.named_parameters():
-        groups[name.split(".")[0]] += parameter.numel()
+        groups[name.removeprefix("network.").split(".")[0]] += parameter.numel()
     return list(groups.values())
 
 
@@ -44,7 +45,7 @@ def test_the_published_parameter_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["keras_rnn", "keras_seq_rnn"])
 def test_keras_counts_the_same(keras: Any, name: str) -> None:
-    every_step = model_spec(name)["context"] is None
+    every_step = model_spec(name)["window"] is None
     dense = keras.layers.Dense(86, activation="softmax")
     model = keras.Sequential(
         [
@@ -107,14 +108,13 @@ def probabilities(network: Any, x: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("every_step", [True, False])
 def test_simple_rnn_gives_kerass_outputs(keras: Any, activation: str, every_step: bool) -> None:
-    context = None if every_step else T
-    network = shaken(SimpleRNN(V, activation, embedding_size=E, hidden_size=H, context=context))
+    network = shaken(SimpleRNN(V, activation, embedding_size=E, hidden_size=H))
     dense = keras.layers.Dense(V, activation="softmax")
     recurrent = keras.layers.SimpleRNN(H, activation=activation, return_sequences=every_step)
     model = sequential(keras, [recurrent, keras.layers.TimeDistributed(dense) if every_step else dense])
     copy(network, model)
     expected = model.predict(ids().numpy(), verbose=0)
-    ours = probabilities(network, ids())
+    ours = probabilities(network if every_step else Windowed(network, T), ids())
     np.testing.assert_allclose(ours if every_step else ours[:, 0], expected, atol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_the_stateful_lstm_gives_kerass_outputs_batch_after_batch(keras: Any) ->
     copy(network, model)
     state = None
     for _ in range(3):
-        logits, state = network(ids(), state)
+        logits, state, _ = network(ids(), state)
         expected = model.predict(ids().numpy(), verbose=0, batch_size=B)
         np.testing.assert_allclose(logits.softmax(-1).detach().numpy(), expected, atol=1e-6)
 
@@ -190,11 +190,11 @@ def test_a_single_character_is_normalised_by_the_running_statistics() -> None:
     assert torch.equal(network.norm.running_mean, before)
 
 
-@pytest.mark.parametrize(("context", "activation"), [(3, "tanh"), (8, "relu"), (None, "relu")])
-def test_the_functional_models_give_kerass_outputs(keras: Any, context: int | None, activation: str) -> None:
-    own = context is not None
-    network = shaken(KerasLoop(V, E, H, context, activation=activation, own_embeddings=own))
-    length = context or T
+@pytest.mark.parametrize(("window", "activation"), [(3, "tanh"), (8, "relu"), (None, "relu")])
+def test_the_functional_models_give_kerass_outputs(keras: Any, window: int | None, activation: str) -> None:
+    own = window is not None
+    network = shaken(KerasLoop(V, E, H, window, own, activation))
+    length = window or T
     layers = keras.layers
     inputs = [keras.Input((1,)) for _ in range(length)]
     shared = layers.Embedding(V, E)
@@ -225,12 +225,12 @@ def test_the_functional_models_give_kerass_outputs(keras: Any, context: int | No
         expected = model.predict(columns, verbose=0)[:, None]
     else:
         expected = np.stack(model.predict([np.zeros((B, E), "float32"), *columns], verbose=0), 1)
-    np.testing.assert_allclose(probabilities(network, x), expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities(Windowed(network, window) if window else network, x), expected, atol=1e-6)
 
 
 def test_initial_weights_are_distributed_as_kerass(keras: Any) -> None:
     torch.manual_seed(0)
-    ours = SimpleRNN(86, context=8)
+    ours = SimpleRNN(86)
     assert torch.equal(ours.recurrent.cells[0].weight_hh, torch.eye(256))
     model = keras.Sequential(
         [keras.layers.Embedding(86, 42), keras.layers.SimpleRNN(256), keras.layers.Dense(86, activation="softmax")]

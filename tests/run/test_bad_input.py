@@ -203,7 +203,6 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
         ("parameter_groups=3", "parameter_groups=3 must be a section of the config"),
         ("schedule=sgdr schedule.interval=epoch", "schedule.interval=epoch does not fit this schedule"),
         ("schedule=step schedule.interval=step", "which moves at each epoch"),
-        ("schedule=cosine schedule.steps_per_epoch=0", "schedule.steps_per_epoch is filled in"),
         ("schedule.scheduler.factor=abc", "schedule.scheduler.factor=abc"),
         ("schedule.scheduler.factor=-1", "schedule.scheduler.factor=-1"),
         ("schedule=sgdr schedule.scheduler.eta_min=1", "eta_min=1 must not be above the learning rate 0.001"),
@@ -228,8 +227,8 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
         ("data.shuffle=maybe", "data.shuffle=maybe"),
         ("model=char_loop", "data=text_windows for your own text, with data.bptt=8, not streams of"),
         ("model=char3 data.mode=windows", "with data.bptt=3, not windows of"),
-        ("model=char_loop model.context=0", "context must be a whole number of at least 1, not 0"),
-        ("model=keras_loop model.context=null", "own_embeddings needs a context"),
+        ("model=char_loop model.window=0", "window must be a whole number of at least 1, not 0"),
+        ("model=keras_loop model.window=null", "own_embeddings needs a window"),
         ("model=keras_loop model.activation=gelu", "activation must be one of tanh, relu, not 'gelu'"),
         ("model=keras_rnn model.dropout=1", "dropout must be a probability"),
         ("model=irnn model.identity=3", "identity must be true or false, not 3"),
@@ -318,8 +317,11 @@ def test_a_folder_with_a_run_in_it_is_left_as_it_is(train_here: Program, run_fol
 
 
 def test_a_run_that_diverges_ends_with_one_sentence(train_here: Program) -> None:
-    outcome = train_here("optimizer.lr=1e30", "data.bptt=8", "data.batch_size=4")
-    assert outcome.is_refusal("optimizer.lr")
+    outcome = train_here("optimizer.lr=1e30", "data.bptt=8", "data.batch_size=4", "trainer.max_epochs=2")
+    *warnings, error = outcome.err.splitlines()
+    assert outcome.status == 2
+    assert error.startswith("error: training diverged at step 101") and "optimizer.lr" in error
+    assert len(warnings) == 1 and warnings[0].startswith("warning: no sample of epoch 1")  # which did not end the run
 
 
 def test_a_small_run_works(train_here: Program, run_folder: Path) -> None:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from charlm.run.build import fill_in_lengths
 from charlm.run.trust import is_trusted
 from tests.helpers import ROOT
 
@@ -50,7 +51,9 @@ def test_the_defaults_are_the_stateful_protocol() -> None:
     assert (config.optimizer.lr, config.trainer.max_epochs) == (1e-3, 9)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     del config.hydra
-    schedule = instantiate(config.schedule.scheduler)(optimizer)
+    settings = OmegaConf.to_container(config, resolve=True)
+    fill_in_lengths(settings, 1)
+    schedule = instantiate(settings["schedule"]["scheduler"])(optimizer)
     rates = []
     for _ in range(9):
         rates.append(optimizer.param_groups[0]["lr"])

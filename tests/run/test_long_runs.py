@@ -63,11 +63,11 @@ class Recorder(pl.Callback):
 def test_memory_stays_flat_over_the_epochs(tmp_path: Path) -> None:
     rng = random.Random(0)
     (tmp_path / "text.txt").write_text("".join(rng.choice("abcdefgh ") for _ in range(36_000)))
-    record = f"+callbacks.record={{_target_:test_long_runs.Recorder,path:{tmp_path}/held.txt}}"
+    record = f"+callbacks.record={{_target_:{__name__}.Recorder,path:{tmp_path}/held.txt}}"
     command = [sys.executable, "train.py", *TINY, "trainer.max_epochs=11", "logger=wandb", "logger.mode=offline"]
     command += ["data=text", f"data.path={tmp_path}/text.txt", "data.bptt=10", "data.batch_size=8", record]
     command += ["trainer.log_every_n_steps=2", "checkpoint.every_steps=50", f"hydra.run.dir={tmp_path}/run"]
-    environment = {**os.environ, "CHARLM_TRUST": "test_long_runs", "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert summary(tmp_path / "run")["steps"] > 4000
@@ -85,8 +85,8 @@ def test_thirty_jobs_in_one_process_leave_nothing_open(
 ) -> None:
     held, run, before = [], charlm.run.experiment.run, (sys.exit, sys.excepthook, logging.raiseExceptions)
 
-    def job(config: Any) -> float:
-        value = run(config)
+    def job(settings: Any, which: Any) -> Any:
+        value = run(settings, which)
         gc.collect()
         held.append(Held.now())
         assert wandb.run is None

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from charlm import UsageError
 from charlm.checkpoint.paths import quoted, resume_command
-from charlm.run.plan import escape
+from charlm.run.resume import escape
 from charlm.training.module import CharLM
 from tests.faults import __main__ as faults
 from tests.faults.compare import compare, differences, rows
@@ -137,7 +137,7 @@ def test_a_longer_cosine_stays_at_its_lowest_rate(train: Train, capsys: pytest.C
     run = train("run", "schedule=cosine", "schedule.scheduler.eta_min=1e-5", "trainer.max_epochs=1")
     capsys.readouterr()
     train("run", f"resume={run}", f"trainer.max_epochs={EPOCHS}")
-    assert "the schedule was made for 1 epochs" in capsys.readouterr().out
+    assert "the scheduler was made for 1 epochs" in capsys.readouterr().out
     rates = [float(row["learning_rate"]) for row in rows(run / "metrics.csv")]
     assert rates[1:] == pytest.approx([1e-5] * (EPOCHS - 1))
 
@@ -150,7 +150,7 @@ def test_resuming_a_finished_run_changes_nothing(train: Train, capsys: pytest.Ca
     assert differences(before, run) == []
     assert (run / "metrics.csv").read_bytes() == (before / "metrics.csv").read_bytes()
     assert (
-        f"this run was done after {EPOCHS} epochs; trainer.max_epochs={EPOCHS + 1} or more would go on"
+        f"this run was done after {EPOCHS} epochs; trainer.max_epochs={EPOCHS + 1} or more would resume it"
         in capsys.readouterr().out
     )
 
@@ -179,7 +179,15 @@ def test_an_override_that_changes_nothing_may_be_typed_again(train: Train) -> No
 
 @pytest.mark.parametrize(
     "override",
-    ["model=lstm", "optimizer.lr=1e-2", "data.bptt=16", "seed=1", "schedule=constant", "~callbacks.samples", "+a=1"],
+    [
+        "model=lstm",
+        "optimizer.lr=1e-2",
+        "data.bptt=16",
+        "seed=1",
+        "schedule=constant",
+        "~callbacks.samples",
+        "+data.a=1",
+    ],
 )
 def test_what_would_make_it_another_run_is_refused(
     train: Train, override: str, capsys: pytest.CaptureFixture[str]

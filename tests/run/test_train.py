@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import charlm
-from charlm.run.config import instantiate
+from charlm.run.instantiate import instantiate
 from tests.helpers import ROOT, SMALL, run_train, summary, wandb_records
 
 SUMMARY_KEYS = {
@@ -72,10 +72,11 @@ def test_a_run_leaves_its_files(
 
 
 def test_main_returns_the_loss_to_hydras_sweepers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import charlm.run.experiment
     import train
+    from charlm.run import compose, experiment
 
-    monkeypatch.setattr(charlm.run.experiment, "run", lambda config: config["loss"])
+    monkeypatch.setattr(compose, "job_from_hydra", lambda config: (config, None))
+    monkeypatch.setattr(experiment, "run", lambda settings, job: experiment.Result(settings["loss"], Path(), [], {}))
     assert train.main.__wrapped__({"loss": 1.25}) == 1.25
 
 
@@ -159,7 +160,8 @@ def test_the_optimiser_gets_plain_values(monkeypatch: pytest.MonkeyPatch) -> Non
 
     for path in (ROOT / "conf/optimizer").glob("*.yaml"):
         assert all(
-            isinstance(v, int | float | bool | list) for v in instantiate(OmegaConf.load(path)).keywords.values()
+            isinstance(v, int | float | bool | list)
+            for v in instantiate("optimizer", OmegaConf.to_container(OmegaConf.load(path))).keywords.values()
         )
 
 

@@ -30,7 +30,7 @@ import pytest
 
 from charlm.data.module import CharDataModule
 from charlm.errors import UsageError
-from charlm.text import download
+from charlm.text import download, files
 from charlm.text import sources as corpus
 from charlm.text.download import Unavailable
 from charlm.text.sources import cache_dir, read
@@ -729,7 +729,8 @@ def now_a_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["", "*.txt", "**/*.txt"])
 @pytest.mark.parametrize(
-    ("moment", "change"), [("_is_file", gone), ("_bytes", gone), ("_bytes", now_a_fifo), ("_bytes", now_a_folder)]
+    ("moment", "change"),
+    [("is_regular_file", gone), ("read_bytes", gone), ("read_bytes", now_a_fifo), ("read_bytes", now_a_folder)],
 )
 def test_a_file_that_is_another_thing_when_its_turn_comes_is_refused(
     moment: str, change: Callable[[Path], None], pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -793,7 +794,7 @@ def test_a_device_is_refused(device: str, tmp_path: Path) -> None:
 
 def test_a_file_in_proc_is_read_though_its_size_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read("/proc/self/status").text.startswith("Name:")
-    monkeypatch.setattr(corpus, "SLACK", 100)
+    monkeypatch.setattr(files, "SLACK", 100)
     with pytest.raises(UsageError):  # whole or not at all
         read("/proc/self/status")
 
@@ -841,7 +842,7 @@ def test_two_stars_match_what_they_match_in_python(tmp_path: Path, pattern: str,
         (tmp_path / name).write_text(name)
     monkeypatch.chdir(tmp_path)
     expected = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
-    assert {str(path) for path in corpus._glob(Path(pattern))} == expected != set()
+    assert {str(path) for path in files.expand_glob(Path(pattern))} == expected != set()
 
 
 # Permissions.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from charlm.checkpoint.building import build_network
 from charlm.data.batch import IGNORE, Batch
-from charlm.models.network import Network
+from charlm.models.network import Network, Output
 from charlm.models.recurrent import GRU, LSTM, RNN
 from charlm.models.state import State
 from tests.helpers import MODELS, char_lm, data_module, model_spec, trainer
@@ -23,9 +23,9 @@ from tests.helpers import MODELS, char_lm, data_module, model_spec, trainer
 class LastOnly(GRU):
     """A family that predicts only after a window."""
 
-    def forward(self, x_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        logits, state = super().forward(x_BT, state)
-        return logits[:, -1:], state
+    def forward(self, x_BT: Tensor, state: State | None = None) -> Output:
+        logits, state, hidden = super().forward(x_BT, state)
+        return Output(logits[:, -1:], state, hidden[:, -1:])
 
 
 class Unigram(Network):
@@ -35,11 +35,12 @@ class Unigram(Network):
         super().__init__()
         self.logits = torch.nn.Parameter(logits)
 
-    def forward(self, x_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        return self.logits.expand(*x_BT.shape, -1), self.initial_state(x_BT.shape[0])
+    def forward(self, x_BT: Tensor, state: State | None = None) -> Output:
+        logits = self.logits.expand(*x_BT.shape, -1)
+        return Output(logits, self.initial_state(x_BT.shape[0]), logits)
 
     def initial_state(self, batch_size: int) -> State:
-        return torch.zeros(1, batch_size, 1)
+        return torch.zeros(batch_size, 1)
 
 
 def weights(module: torch.nn.Module) -> list[Tensor]:
@@ -50,7 +51,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-UNBOUNDED = [name for name in MODELS if model_spec(name).get("context") is None]
+UNBOUNDED = [name for name in MODELS if model_spec(name).get("window") is None]
 
 
 @pytest.mark.parametrize("name", UNBOUNDED)
@@ -64,7 +65,7 @@ def test_carried_losses_equal_one_long_unbroken_pass(name: str, text: str) -> No
         (module.training_step(batch, i).item(), batch.y.numel()) for i, batch in enumerate(data.train_dataloader())
     ]
     loader = data.train_dataloader()
-    logits, _ = network(loader.x_BL.long())
+    logits = network(loader.x_BL.long()).logits
     whole = F.cross_entropy(logits.flatten(0, 1), loader.y_BL.long().flatten())
     assert sum(loss * n for loss, n in losses) / sum(n for _, n in losses) == pytest.approx(whole.item(), rel=1e-5)
     assert module.train_nats.compute().item() == pytest.approx(whole.item(), rel=1e-5)

@@ -75,7 +75,7 @@ def test_bad_groups_are_named(options: dict, named: str) -> None:
 
 def test_a_part_that_is_not_there_is_named() -> None:
     class Headless(GRU):
-        def part(self, parameter: str) -> str:
+        def parameter_group(self, name: str) -> str:
             return "recurrent"
 
     with pytest.raises(UsageError, match="parameter_groups.head: this model has no parameters there"):
@@ -102,7 +102,9 @@ def test_sgd_moves_each_part_by_its_own_rate_and_decay() -> None:
     optimizer.step()
     for name, p in network.named_parameters():
         w, g = before[name]
-        lr, decay = {"embedding": (0.0, 0.0), "recurrent": (0.1, 0.5), "head": (1.0, 0.25)}[network.part(name)]
+        lr, decay = {"embedding": (0.0, 0.0), "recurrent": (0.1, 0.5), "head": (1.0, 0.25)}[
+            network.parameter_group(name)
+        ]
         torch.testing.assert_close(p.detach(), w - lr * (g + decay * w))
 
 

@@ -39,7 +39,7 @@ def zeros(columns: int) -> nn.Parameter:
 
 
 class _Scan(Sequence):
-    """What the two share. The state is h, (1, B, H). Sizes in units; raises ValueError for sizes below 1."""
+    """What the two share. The state is h, (B, H). Sizes in units; raises ValueError for sizes below 1."""
 
     W_x: nn.Parameter
     W_y: nn.Parameter
@@ -58,20 +58,20 @@ class _Scan(Sequence):
         """The state after each input, (T, B, H), and the last of them."""
         assert isinstance(state, Tensor)
         x_TBV = F.one_hot(x_BT.t(), self.vocab_size).to(self.W_x.dtype)
-        states = scan(self.step, state[0], x_TBV.unbind(0))
-        return torch.stack(states), states[-1].unsqueeze(0)
+        states = scan(self.step, state, x_TBV.unbind(0))
+        return torch.stack(states), states[-1]
 
     def head(self, h_TBH: Tensor) -> Tensor:
         """Logits, (T, B, V)."""
         return h_TBH @ self.W_y + self.b_y
 
-    def start(self, batch_size: int) -> State:
-        """Zeros, (1, B, H)."""
-        return self.zeros(1, batch_size, self.hidden_size)
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, (B, H)."""
+        return self.zeros(batch_size, self.hidden_size)
 
-    def part(self, parameter: str) -> str:
+    def parameter_group(self, name: str) -> str:
         """W_x does what an embedding does, W_y and b_y what a head does."""
-        return {"W_x": "embedding", "W_y": "head", "b_y": "head"}.get(parameter, "recurrent")
+        return {"W_x": "embedding", "W_y": "head", "b_y": "head"}.get(name, "recurrent")
 
 
 class ScanReLU(_Scan):

@@ -23,7 +23,7 @@ from charlm.models.checks import check_flags, check_probabilities, check_sizes
 from charlm.models.lesson.cells import Cell, LSTMCell, RNNCell, StackedCells
 from charlm.models.lesson.loops import keras_init
 from charlm.models.sequence import Sequence
-from charlm.models.state import State
+from charlm.models.state import State, turn
 
 
 class _Keras(Sequence):
@@ -31,8 +31,7 @@ class _Keras(Sequence):
 
     Arguments: sizes in units; `embedding_size`, None for one-hot inputs; `layers`, stacked recurrent
     layers; `batch_norm`, whether inputs are normalised; `dropout`, the probability of dropping a unit
-    after each recurrent and the dense layer; `dense_size`, None for no layer between recurrent and head;
-    `context`, None for an output at every step, or N for one after each window of N characters.
+    after each recurrent and the dense layer; `dense_size`, None for no layer between recurrent and head.
     Raises ValueError for sizes below 1 and probabilities outside [0, 1).
     """
 
@@ -47,10 +46,9 @@ class _Keras(Sequence):
         batch_norm: bool = False,
         dropout: float = 0.0,
         dense_size: int | None = None,
-        context: int | None = None,
         **cell_options: Any,
     ) -> None:
-        super().__init__(context)
+        super().__init__()
         check_sizes(vocab_size=vocab_size, hidden_size=hidden_size, layers=layers)
         optional = {"embedding_size": embedding_size, "dense_size": dense_size}
         check_sizes(**{name: size for name, size in optional.items() if size is not None})
@@ -83,11 +81,11 @@ class _Keras(Sequence):
             e_TBE = self.embedding(x_TB)
         if self.norm is not None:
             e_TBE = self.normalise(e_TBE.flatten(0, 1)).view_as(e_TBE)  # over the batch and time, as Keras does
-        h_TBH, state = self.recurrent(e_TBE, state)
+        h_TBH, last = self.recurrent(e_TBE, turn(state))
         h_TBH = self.dropout(h_TBH)
         if self.dense is not None:
             h_TBH = self.dropout(torch.relu(self.dense(h_TBH)))
-        return h_TBH, state
+        return h_TBH, turn(last)
 
     def normalise(self, e_NE: Tensor) -> Tensor:
         """Batch normalisation; a single row, which has no variance, by the running statistics."""
@@ -96,9 +94,9 @@ class _Keras(Sequence):
         statistics = norm.running_mean, norm.running_var
         return F.batch_norm(e_NE, *statistics, norm.weight, norm.bias, training, norm.momentum or 0.0, norm.eps)
 
-    def start(self, batch_size: int) -> State:
-        """Zeros, (layers, B, H)."""
-        return self.zeros(self.recurrent.num_layers, batch_size, self.recurrent.hidden_size)
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, (B, layers, H)."""
+        return self.zeros(batch_size, self.recurrent.num_layers, self.recurrent.hidden_size)
 
 
 class SimpleRNN(_Keras):
@@ -125,7 +123,7 @@ class LSTM(_Keras):
             forget = slice(self.recurrent.hidden_size, 2 * self.recurrent.hidden_size)
             nn.init.ones_(cell.bias_ih[forget])
 
-    def start(self, batch_size: int) -> State:
-        """Zeros, (h, c), each (layers, B, H)."""
-        zeros = super().start(batch_size)
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, (h, c), each (B, layers, H)."""
+        zeros = super().initial_state(batch_size)
         return zeros, zeros

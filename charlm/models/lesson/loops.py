@@ -4,14 +4,14 @@ Every arrow of one colour in the lesson's diagrams is one layer: ``input`` (char
 ``hidden`` (hidden to hidden, orange) and ``head`` (hidden to output, blue). e_t is the embedding of
 character t, h_t the state after it.
 
-CharLoop, the PyTorch form (Char3Model with context 3, CharLoopModel with context 8), h_0 = 0:
+CharLoop, the PyTorch form (Char3Model with a window of 3, CharLoopModel of 8), h_0 = 0:
     h_t = tanh(W_h (h_{t-1} + relu(W_in e_t + b_in)) + b_h)
 CharLoopConcat (CharLoopConcatModel), h_0 = 0:
     h_t = tanh(W_h relu(W_in [h_{t-1}; e_t] + b_in) + b_h)
 KerasLoop, the Keras functional form, with f = tanh or relu:
     h_t = relu(W_in e_t + b_in) + f(W_h h_{t-1} + b_h)
-    after a window (context N): h_1 = relu(W_in e_1 + b_in)
-    with an output at every step (no context): h_0 = relu(W_in 0 + b_in), "fed by a vector of zeros"
+    in a window of N places: h_1 = relu(W_in e_1 + b_in)
+    with an output at every step: h_0 = relu(W_in 0 + b_in), "fed by a vector of zeros"
 
 Shapes: B batch, T time, E embedding, H hidden.
 """
@@ -19,7 +19,7 @@ Shapes: B batch, T time, E embedding, H hidden.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,9 @@ from charlm.models.state import State
 
 
 class _Loop(Sequence):
-    """What the three share. The state is h, (1, B, H).
+    """What the three share. The state is h, (B, H).
 
-    Arguments: sizes in units; `context`, the window's length, or None for an output at every step;
-    `own_embeddings`, whether each of the window's places has an embedding of its own, as the lesson's
-    `embedding_input` gives it (needs a context). Raises ValueError for sizes below 1.
+    Arguments: sizes in units; `tables`, how many embeddings there are. Raises ValueError for sizes below 1.
     """
 
     concatenates: ClassVar[bool] = False  # the state to the input
@@ -45,16 +43,11 @@ class _Loop(Sequence):
         vocab_size: int,
         embedding_size: int = 42,
         hidden_size: int = 256,
-        context: int | None = 8,
-        own_embeddings: bool = False,
+        tables: int = 1,
     ) -> None:
-        super().__init__(context)
-        check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size)
-        check_flags(own_embeddings=own_embeddings)
-        if own_embeddings and context is None:
-            raise ValueError("own_embeddings needs a context: there is one embedding for each of its places")
-        self.hidden_size, self.offset = hidden_size, vocab_size if own_embeddings else 0
-        tables = context if own_embeddings and context else 1
+        super().__init__()
+        check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, tables=tables)
+        self.hidden_size = hidden_size
         self.embedding = nn.Embedding(tables * vocab_size, embedding_size)
         self.input = nn.Linear(embedding_size + (hidden_size if self.concatenates else 0), hidden_size)
         self.hidden = nn.Linear(hidden_size, hidden_size)
@@ -65,20 +58,18 @@ class _Loop(Sequence):
         """The state after one more character, (B, H)."""
 
     def embed(self, x_BT: Tensor) -> tuple[Tensor, ...]:
-        """Embeddings, (B, E) for each of T; a window shorter than the context takes the last places."""
-        if self.offset and self.context:
-            x_BT = x_BT + self.offset * torch.arange(self.context - x_BT.shape[1], self.context, device=x_BT.device)
+        """Embeddings, (B, E) for each of T."""
         return self.embedding(x_BT).unbind(1)
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """The state after each input, (T, B, H), and the last of them."""
         assert isinstance(state, Tensor)
-        states = scan(self.step, state[0], self.embed(x_BT))
-        return torch.stack(states), states[-1].unsqueeze(0)
+        states = scan(self.step, state, self.embed(x_BT))
+        return torch.stack(states), states[-1]
 
-    def start(self, batch_size: int) -> State:
-        """Zeros, (1, B, H)."""
-        return self.zeros(1, batch_size, self.hidden_size)
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, (B, H)."""
+        return self.zeros(batch_size, self.hidden_size)
 
 
 class CharLoop(_Loop):
@@ -103,11 +94,29 @@ class KerasLoop(_Loop):
     """The lesson's Keras functional models, with Keras's initial weights.
 
     Further arguments: `activation` of the hidden path, "tanh" or "relu"; `identity`, whether W_h starts
-    as the identity.
+    as the identity; `places`, None for an output at every step, or the length of the windows that it reads (see
+    `charlm.models.windowed`), each as a whole; `own_embeddings`, whether each of these places has an embedding
+    of its own, as the lesson's `embedding_input` gives it.
     """
 
-    def __init__(self, *sizes: Any, activation: str = "relu", identity: bool = False, **options: Any) -> None:
-        super().__init__(*sizes, **options)
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int = 42,
+        hidden_size: int = 256,
+        places: int | None = None,
+        own_embeddings: bool = False,
+        activation: str = "relu",
+        identity: bool = False,
+    ) -> None:
+        check_flags(own_embeddings=own_embeddings)
+        if places is not None:
+            check_sizes(window=places)
+        elif own_embeddings:
+            raise ValueError("own_embeddings needs a window: there is one embedding for each of its places")
+        tables = places if own_embeddings and places else 1
+        super().__init__(vocab_size, embedding_size, hidden_size, tables)
+        self.places, self.offset = places, vocab_size if own_embeddings else 0
         check_choice(("tanh", "relu"), activation=activation)
         check_flags(identity=identity)
         self.activation = torch.tanh if activation == "tanh" else torch.relu
@@ -119,18 +128,24 @@ class KerasLoop(_Loop):
         """The state after one more character, (B, H)."""
         return torch.relu(self.input(e_BE)) + self.activation(self.hidden(h_BH))
 
+    def embed(self, x_BT: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings, (B, E) for each of T; a window that is not full takes the last places."""
+        if self.offset and self.places:
+            x_BT = x_BT + self.offset * torch.arange(self.places - x_BT.shape[1], self.places, device=x_BT.device)
+        return super().embed(x_BT)
+
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """The state after each input, (T, B, H), and the last of them."""
-        if self.context is None:
+        if self.places is None:
             return super().features(x_BT, state)
         first, *rest = self.embed(x_BT)
         begun = torch.relu(self.input(first))  # nothing comes before a window
         states = [begun, *scan(self.step, begun, rest)]
-        return torch.stack(states), states[-1].unsqueeze(0)
+        return torch.stack(states), states[-1]
 
-    def start(self, batch_size: int) -> State:
-        """What a vector of zeros makes of the input layer, (1, B, H)."""
-        return torch.relu(self.input.bias).expand(1, batch_size, -1)
+    def initial_state(self, batch_size: int) -> State:
+        """What a vector of zeros makes of the input layer, (B, H)."""
+        return torch.relu(self.input.bias).expand(batch_size, -1)
 
 
 def keras_init(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """When checkpoints are written: ``best.ckpt``, ``last.ckpt``, and ``cycle-1.ckpt`` … for SGDR.
 
-Lightning's ModelCheckpoint writes one file at one occasion, cannot go on after a full disk, and forgets the
+Lightning's ModelCheckpoint writes one file at one occasion, cannot continue after a full disk, and forgets the
 best loss when the folder was moved; hence this one.
 """
 
@@ -23,7 +23,7 @@ from charlm.training.schedulers import cycles_begun
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `best`, from after the validation with the lowest loss so far, and `last`, to go on from.
+    """Keeps `best`, from after the validation with the lowest loss so far, and `last`, to resume from.
 
     `last` is written when training begins, after every epoch, every `every_minutes` minutes and every
     `every_steps` steps (None: not by this measure), and when the user interrupts. ``cycle-1.ckpt`` … are what
@@ -55,7 +55,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make sure that there is something to resume from."""
         self._step = trainer.global_step
-        # Early stopping has stopped this run; it goes on only if it is to become longer.
+        # Early stopping has stopped this run; it resumes only to become longer.
         trainer.should_stop = self._stopped_before == trainer.max_epochs
         self.best.parent.mkdir(exist_ok=True)
         if self._step == 0:

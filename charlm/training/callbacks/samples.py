@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 from charlm.checkpoint.storage import Store
 from charlm.checks import check_int, check_number
 from charlm.inference.language_model import LanguageModel
+from charlm.models.network import Network
 
 
 class Samples(pl.Callback):
@@ -28,6 +30,7 @@ class Samples(pl.Callback):
         self.latest: str | None = None
         self.store: Store | None = None  # where to write; charlm.run.experiment gives the run's own
         self._rows: list[list[Any]] = []
+        self._warned = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Leave in the file what a resumed run had written when its checkpoint was."""
@@ -38,18 +41,27 @@ class Samples(pl.Callback):
         if (trainer.current_epoch + 1) % self.every:
             self.latest = None
             return
-        data = trainer.datamodule
-        network = pl_module.network.eval()
-        model = LanguageModel(network, data.vocab, data.normalisation)
-        self.latest = self.prompt + model.generate(
-            self.prompt, self.length, temperature=self.temperature, seed=0, unknown="skip"
-        )
-        network.train()
+        try:
+            self.latest = self._write_sample(pl_module.network, trainer.datamodule)
+        except Exception as error:  # an observer never stops a run
+            self.latest = None
+            if not self._warned:
+                print(f"warning: no sample of epoch {trainer.current_epoch + 1}: {error}", file=sys.stderr)
+            self._warned = True
+            return
         self._rows.append([trainer.current_epoch + 1, self.latest])
         self._write(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_text("samples", columns=["epoch", "text"], data=self._rows, step=trainer.global_step - 1)
+
+    def _write_sample(self, network: Network, data: Any) -> str:
+        model = LanguageModel(network.eval(), data.vocab, data.normalisation)
+        options: dict[str, Any] = {"temperature": self.temperature, "seed": 0, "unknown": "skip"}
+        try:
+            return self.prompt + model.generate(self.prompt, self.length, **options)
+        finally:
+            network.train()
 
     def _write(self, trainer: Any) -> None:
         if self.store is not None:

@@ -17,6 +17,7 @@ from charlm.models.lesson.loops import KerasLoop
 from charlm.models.network import Network
 from charlm.models.recurrent import GRU, LSTM, RNN
 from charlm.models.state import State, detach, map_state, select_rows, where_rows
+from charlm.models.windowed import Windowed
 from charlm.text.vocab import Vocab
 from tests.helpers import MODELS, model_spec
 
@@ -61,14 +62,18 @@ def test_every_yaml_is_found() -> None:
 
 
 def test_shapes_and_dtypes(network: Network, x_BT: Tensor) -> None:
-    logits, state = network(x_BT)
-    assert logits.shape == ((B, T, V) if network.context is None else (B, 1, V))
-    assert network.every_step(x_BT)[0].shape == (B, T, V)
+    logits, state, hidden = network(x_BT)
+    assert logits.shape == ((B, T, V) if network.window is None else (B, 1, V))
+    assert network.at_every_step(x_BT)[0].shape == (B, T, V)
     assert logits.dtype == torch.float64
+    assert hidden.shape[:2] == logits.shape[:2]
+    torch.testing.assert_close(network.head(hidden), logits, rtol=0, atol=1e-12)
+    everywhere = network.at_every_step(x_BT)
+    torch.testing.assert_close(network.head(everywhere.hidden), everywhere.logits, rtol=0, atol=1e-12)
     initial = network.initial_state(B)
     assert [t.shape for t in tensors(state)] == [t.shape for t in tensors(initial)]
-    assert all(t.shape[1] == B and not t.any() for t in tensors(initial))
-    assert network.context is None or network.context >= 1
+    assert all(len(t) == B for t in tensors(initial))
+    assert network.window is None or network.window >= 1
 
 
 def test_no_state_means_the_initial_state(network: Network, x_BT: Tensor) -> None:
@@ -77,22 +82,69 @@ def test_no_state_means_the_initial_state(network: Network, x_BT: Tensor) -> Non
 
 @pytest.mark.parametrize("pieces", [[24], [1] * 24, [5, 7, 12], [23, 1], [2, 1, 21]])
 def test_in_pieces_equals_whole(network: Network, x_BT: Tensor, pieces: list[int]) -> None:
-    whole, last = network.every_step(x_BT)
+    whole, last, _ = network.at_every_step(x_BT)
     torch.testing.assert_close(network(x_BT)[0][:, -1], whole[:, -1], rtol=0, atol=1e-12)
     same_state(network(x_BT)[1], last)
-    for step in (network.every_step, network):
+    for step in (network.at_every_step, network):
         state, end = network.initial_state(B), 0
         for piece in x_BT.split(pieces, dim=1):
-            out, state = step(piece, detach(state))
+            out, state, _ = step(piece, detach(state))
             end += piece.shape[1]
             torch.testing.assert_close(out, whole[:, end - out.shape[1] : end], rtol=0, atol=1e-12)
         same_state(state, last)
 
 
+def random_state(network: Network) -> State:
+    """Any state, not only one that reading leads to: numbers, or ids + 1 in a window that is full."""
+    generator = torch.Generator().manual_seed(2)
+
+    def like(part: Tensor) -> Tensor:
+        if part.is_floating_point():
+            return torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part.dtype)
+        return torch.randint(1, V + 1, part.shape, generator=generator)
+
+    return map_state(like, network.initial_state(B))
+
+
+def read(network: Network, x_BT: Tensor, state: State, pieces: list[int]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Logits, the last state, and gradients: of the parameters, and of the state before."""
+    leaves = [part.requires_grad_() for part in tensors(state) if part.is_floating_point()]
+    found = []
+    for piece in x_BT.split(pieces, dim=1):
+        out, state, _ = network.at_every_step(piece, state)
+        found.append(out)
+    logits, after = torch.cat(found, 1), tensors(state)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    loss = (logits * weights.to(logits.dtype)).sum() + sum(part.sin().sum() for part in after if part.requires_grad)
+    gradients = torch.autograd.grad(loss, [*network.parameters(), *leaves])
+    return logits.detach(), [part.detach() for part in after], list(gradients)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "slope"), [(torch.float64, 1e-12, 1e-10), (torch.float32, 1e-4, 1e-3)], ids=["64", "32"]
+)
+@pytest.mark.parametrize("start", ["initial", "random"])
+def test_logits_state_and_gradients_in_pieces(
+    network: Network, x_BT: Tensor, start: str, dtype: torch.dtype, tolerance: float, slope: float
+) -> None:
+    network.to(dtype)
+
+    def begin() -> State:
+        state = network.initial_state(B) if start == "initial" else random_state(network)
+        return map_state(lambda part: part.detach().clone(), state)
+
+    logits, after, gradients = read(network, x_BT, begin(), [T])
+    for pieces in ([1] * T, [5, 7, 12], [2, 1, 21]):
+        found = read(network, x_BT, begin(), pieces)
+        torch.testing.assert_close(found[0], logits, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(found[1], after, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(found[2], gradients, rtol=slope, atol=slope)
+
+
 def test_rows_are_independent(network: Network, x_BT: Tensor) -> None:
-    together, state = network.every_step(x_BT)
+    together, state, _ = network.at_every_step(x_BT)
     for row in range(B):
-        alone, alone_state = network.every_step(x_BT[row : row + 1])
+        alone, alone_state, _ = network.at_every_step(x_BT[row : row + 1])
         torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-12)
         same_state(alone_state, select_rows(state, torch.tensor([row])))
 
@@ -104,35 +156,35 @@ def test_rows_that_have_read_differently_much_go_on_together(network: Network, x
     mixed = where_rows(
         torch.tensor([True, False, False]), one, where_rows(torch.tensor([False, True, False]), two, three)
     )
-    together, _ = network(x_BT[:, :1], mixed)
+    together, *_ = network(x_BT[:, :1], mixed)
     for row, state in enumerate(states):
-        alone, _ = network(x_BT[row : row + 1, :1], state)
+        alone, *_ = network(x_BT[row : row + 1, :1], state)
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
 
 
 def test_no_output_depends_on_a_later_character(network: Network, x_BT: Tensor) -> None:
-    before, _ = network.every_step(x_BT)
+    before, *_ = network.at_every_step(x_BT)
     for t in range(1, T):
         changed = x_BT.clone()
         changed[:, t] = (changed[:, t] + 1) % V
-        after, _ = network.every_step(changed)
+        after, *_ = network.at_every_step(changed)
         assert torch.equal(after[:, :t], before[:, :t])
         assert not torch.allclose(after[:, t], before[:, t])
 
 
-def test_the_context_is_as_long_as_it_says(network: Network, x_BT: Tensor) -> None:
-    if network.context is None:
+def test_the_window_is_as_long_as_it_says(network: Network, x_BT: Tensor) -> None:
+    if network.window is None:
         return
-    before, _ = network(x_BT)
+    before, *_ = network(x_BT)
     for t in range(T):
         changed = x_BT.clone()
         changed[:, t] = (changed[:, t] + 1) % V
-        outside = t < T - network.context
+        outside = t < T - network.window
         assert torch.equal(network(changed)[0], before) == outside, t
 
 
 def test_the_state_matters(network: Network, x_BT: Tensor) -> None:
-    _, state = network(x_BT)
+    _, state, _ = network(x_BT)
     assert not torch.allclose(network(x_BT[:, :2], state)[0], network(x_BT[:, :2])[0])
 
 
@@ -142,7 +194,7 @@ def test_every_parameter_gets_a_gradient(network: Network, x_BT: Tensor) -> None
 
 
 def test_every_parameter_belongs_to_a_part(network: Network) -> None:
-    parts = {network.part(name) for name, _ in network.named_parameters()}
+    parts = {network.parameter_group(name) for name, _ in network.named_parameters()}
     assert {"recurrent", "head"} <= parts <= {"embedding", "recurrent", "head"}
 
 
@@ -170,16 +222,17 @@ def test_recurrent_families_are_pytorchs_layers(family: type[Network], layer: ty
 
 def test_a_short_window_takes_the_last_places_embeddings() -> None:
     torch.manual_seed(0)
-    network = KerasLoop(V, 4, 6, context=3, own_embeddings=True)
+    network = KerasLoop(V, 4, 6, places=3, own_embeddings=True)
     tables = network.embedding.weight.view(3, V, 4)
     first = torch.relu(network.input(tables[1, 5]))
     expected = network.head(torch.relu(network.input(tables[2, 7])) + torch.relu(network.hidden(first)))
-    torch.testing.assert_close(network(torch.tensor([[5, 7]]))[0][0, 0], expected)
+    torch.testing.assert_close(Windowed(network, 3)(torch.tensor([[5, 7]]))[0][0, 0], expected)
 
 
 @pytest.mark.parametrize(("name", "matrix"), IDENTITY.items())
 def test_hidden_matrices_that_start_as_the_identity(name: str, matrix: str) -> None:
     network = build_network(model_spec(name), V)
+    network = getattr(network, "network", network)
     assert torch.equal(network.get_parameter(matrix), torch.eye(256))
 
 

@@ -1,0 +1,79 @@
+"""From a section of the settings to the object it describes, with mistakes as one sentence each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+
+from charlm.errors import UsageError
+from charlm.text.corpus import Corpus
+
+
+def instantiate(name: str, node: Any, given: Collection[str] = ()) -> Any:
+    """What `node`, the section `name` of the settings, describes by ``_target_`` and arguments; None for None.
+
+    `given` are the options that the user set: see `known_arguments`. Raises UsageError, naming the section, for what
+    cannot be built.
+    """
+    if node is None:
+        return None
+    if not isinstance(node, dict):
+        raise UsageError(f"{name}={str(node)[:80]} must be a section with a _target_: see conf/")
+    if "_target_" in node:
+        node = known_arguments(name, node, given)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, UsageError):
+            raise cause from None
+        reason = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{name}: {reason}") from None
+
+
+def resolve_target(name: str, target: object) -> Any:
+    """The class or function that ``_target_`` names. Raises UsageError for what cannot be imported."""
+    try:
+        return hydra.utils.get_object(str(target))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UsageError(f"{name}._target_={str(target)[:80]!r} cannot be imported: {reason}") from None
+
+
+def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """`node` without the arguments that its target does not take, as when ``optimizer._target_`` alone was changed.
+
+    Raises UsageError for one of them that the user asked for.
+    """
+    parameters = signature(resolve_target(name, node["_target_"]))
+    if parameters is None:
+        return node
+    unknown = [key for key in node if not key.startswith("_") and key not in parameters]
+    for key in unknown:
+        if any(option == f"{name}.{key}" or option.startswith(f"{name}.{key}.") for option in given):
+            target = str(node["_target_"]).rpartition(".")[2]
+            raise UsageError(f"{name}.{key}: {target} has no option {key}; it takes {', '.join(parameters)}")
+    return {key: value for key, value in node.items() if key not in unknown}
+
+
+def signature(target: Any) -> dict[str, inspect.Parameter] | None:
+    """The parameters of a class or function by name, or None where it takes any."""
+    try:
+        parameters = dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return parameters
+
+
+def build_corpus(settings: dict[str, Any]) -> Corpus:
+    """The text that ``data.corpus`` describes."""
+    corpus = instantiate("data.corpus", settings["data"]["corpus"])
+    if not isinstance(corpus, Corpus):
+        raise UsageError("data.corpus is not a text: it needs a _target_ of charlm.text.sources")
+    return corpus

@@ -1,0 +1,179 @@
+"""What to train: a new run, or one that resumes with ``python train.py resume=RUN``.
+
+A run that resumes takes everything from its checkpoint: config, corpus checksum, weights, optimiser, schedule,
+carried state, place in the epoch, random states, and the rows of ``metrics.csv`` so far. The result is the same,
+bit for bit, as if the run had never stopped (on the CPU, with the same number of threads).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from charlm.checkpoint.loading import load_checkpoint
+from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
+from charlm.errors import UsageError
+from charlm.run.compose import Job, check_sections
+from charlm.run.instantiate import build_corpus, known_arguments, resolve_target
+from charlm.run.trust import check_targets
+from charlm.text.corpus import Corpus
+from charlm.text.download import Unavailable
+
+# What a resumed run may change: how long and where it trains, what it reports, and where its text lies now.
+OVERRIDABLE = (
+    "resume",
+    "trainer.max_epochs",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.log_every_n_steps",
+    "checkpoint",
+    "logger",
+    "data.path",
+    "data.paths",
+)
+
+RECORD = {"model", "substituted", "sweep", "overrides"}  # what a run needs to resume besides its settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train, where, and from which checkpoint if not from the beginning. `record` has the keys of `RECORD`."""
+
+    settings: dict[str, Any]
+    corpus: Corpus
+    folder: Path
+    record: dict[str, Any]
+    header: dict[str, str]
+    notices: list[str]
+    checkpoint: Path | None = None
+
+
+def fresh(settings: dict[str, Any], job: Job) -> Plan:
+    """A new run. Raises UsageError when its folder holds one already."""
+    folder = Path(os.path.relpath(job.folder))
+    check_unused(folder)
+    corpus, settings, substitution = load_corpus(settings, job)
+    settings["model"] = known_model_arguments(settings["model"], job)
+    record = {
+        "model": job.model,
+        "substituted": bool(substitution),
+        "sweep": job.sweep,
+        "overrides": job.overrides,
+    }
+    header = {} if job.number is None else {"job": f"{job.number}, {' '.join(job.overrides)}"}
+    notices = [substitution] if substitution else []
+    return Plan(settings, corpus, folder, record, header, notices)
+
+
+def known_model_arguments(spec: dict[str, Any], job: Job) -> dict[str, Any]:
+    """`spec` without what a family of the user's own does not take of the yaml that it was composed from."""
+    if not inspect.isclass(resolve_target("model", spec["_target_"])):
+        return spec  # `build_network` says what it must be
+    window = {name: value for name, value in spec.items() if name == "window"}  # for every family: see `Windowed`
+    arguments = {name: value for name, value in spec.items() if name not in window}
+    return known_arguments("model", arguments, job.given) | window
+
+
+def load_corpus(settings: dict[str, Any], job: Job) -> tuple[Corpus, dict[str, Any], str]:
+    """The corpus, the settings that are really used, and a line to print if the corpus was substituted.
+
+    Only the default corpus of a plain ``train.py`` may be substituted, when it cannot be downloaded: never
+    one that the user named, nor that of a recipe (``experiment=``).
+    """
+    try:
+        return build_corpus(settings), settings, ""
+    except Unavailable as error:
+        if job.substitute is None:
+            raise
+        name, substitute = settings["data"]["name"], job.substitute()
+        line = (
+            f"NO {name.upper()}: {error}. TRAINING ON {substitute['data']['name'].upper()} INSTEAD, "
+            f"the reference text that came with your Python."
+        )
+    return build_corpus(substitute), substitute, line
+
+
+def check_unused(folder: Path) -> None:
+    """Raise UsageError when `folder` holds a run. What was killed before its first checkpoint is none."""
+    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
+        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or use resume={folder}")
+
+
+def resumed(settings: dict[str, Any], job: Job) -> Plan:
+    """A run that resumes from the checkpoint that ``settings["resume"]`` means, with its own settings.
+
+    Raises UsageError for a checkpoint that cannot be used, and where it would not be the same run.
+    """
+    if job.number is not None:
+        raise UsageError("resume= resumes one run: leave out -m")
+    path = find_resume_checkpoint(settings["resume"])
+    folder = Path(os.path.relpath(folder_of(path)))
+    if job.folder.resolve() != folder.resolve():
+        raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
+    opened = load_checkpoint(path)
+    if opened.run.keys() != RECORD or not isinstance(opened.run["overrides"], list):
+        raise UsageError(f"{path} was written by an older charlm, which could not resume: train anew")
+    saved, notices = change(opened.config, settings, job.overrides, opened.run["overrides"])
+    check_sections(saved)
+    check_targets({name: node for name, node in saved.items() if name != "model"})  # the model's is checked above
+    try:
+        corpus = build_corpus(saved)
+    except UsageError as error:
+        raise UsageError(f"{error} (if the text of this run has moved, add +data.path=WHERE)") from None
+    if corpus.sha256 != opened.corpus.get("sha256"):
+        raise UsageError(
+            f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "
+            f"{opened.corpus.get('sha256')}; bring back the old text, or start a new run"
+        )
+    return Plan(saved, corpus, folder, opened.run, {"resumed": f"from {path.name}"}, notices, path)
+
+
+def change(
+    saved: dict[str, Any], settings: dict[str, Any], overrides: list[str], before: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """`saved` with what `overrides` ask for, as it stands in `settings`, and what the user should know of it.
+
+    Raises UsageError for what a resumed run cannot change; what it was started with may be given again.
+    """
+    check_sections(saved)
+    changed, planned = OmegaConf.create(escape(saved)), saved["trainer"]["max_epochs"]
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if not any(key == option or key.startswith(f"{option}.") for option in OVERRIDABLE):
+            if override not in before:
+                raise UsageError(
+                    f"{override} cannot change in a resumed run, which keeps its own config; only "
+                    f"{', '.join(OVERRIDABLE[1:])} can: start a new run, or leave it out"
+                )
+        elif key != "resume":
+            value = OmegaConf.select(OmegaConf.create(escape(settings)), key)
+            # The settings are resolved, so that the corpus has a path of its own.
+            for place in {key, key.replace("data.", "data.corpus.")}:
+                OmegaConf.update(changed, place, value, merge=False)
+    result: Any = OmegaConf.to_container(changed, resolve=True)
+    check_sections(result)
+    epochs = result["trainer"]["max_epochs"]
+    if isinstance(epochs, int) and isinstance(planned, int) and epochs < planned:
+        raise UsageError(f"trainer.max_epochs={epochs} cannot become less than the run's {planned}: it may only grow")
+    scheduler = result["schedule"]["scheduler"]
+    made_for = scheduler.get("epochs") if isinstance(scheduler, dict) else None
+    if made_for in (None, epochs):
+        return result, []
+    return result, [f"the scheduler was made for {made_for} epochs: after them the rate stays as it is"]
+
+
+def escape(value: Any) -> Any:
+    """`value` with every ``${`` made plain text for OmegaConf: what a checkpoint holds is resolved already."""
+    if isinstance(value, dict):
+        return {key: escape(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [escape(part) for part in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return value

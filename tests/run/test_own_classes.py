@@ -1,0 +1,129 @@
+"""What the user composes may name any class; what it raises is one sentence; observers never stop a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+
+from charlm.inference.language_model import LanguageModel
+from tests.helpers import SMALL, run_train, summary
+from tests.programs import environment, program
+
+
+class Steps(pl.Callback):
+    """A user's own callback."""
+
+    seen = 0
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        Steps.seen += 1
+
+
+class Broken(pl.Callback):
+    """A user's callback with a mistake."""
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        raise ZeroDivisionError("no batch is like another")
+
+
+@pytest.fixture
+def base(text_file: Path, tmp_path: Path) -> list[str]:
+    steps = ["+trainer.limit_train_batches=3", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    return ["data=text", f"data.path={text_file}", "data.bptt=8", *SMALL[:3], *steps, f"hydra.run.dir={tmp_path}/run"]
+
+
+@pytest.mark.parametrize("name", ["RAdam", "NAdam", "Adagrad", "RMSprop", "Adafactor", "ASGD"])
+def test_another_optimizer_needs_no_key_deleted(base: list[str], tmp_path: Path, name: str) -> None:
+    run_train(*base, f"optimizer._target_=torch.optim.{name}")
+    assert summary(tmp_path / "run")["steps"] == 3
+
+
+def test_an_option_that_the_class_does_not_take_is_refused_if_the_user_gave_it(
+    base: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_train(*base, "optimizer._target_=torch.optim.RAdam", "optimizer.fused=true")
+    assert "optimizer.fused: RAdam has no option fused; it takes params, lr, betas" in capsys.readouterr().err
+
+
+def test_a_callback_of_the_users_own_package_needs_no_environment_variable(base: list[str]) -> None:
+    Steps.seen = 0
+    run_train(*base, f"+callbacks.mine._target_={__name__}.Steps")
+    assert Steps.seen == 3
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+callbacks.swa={_target_: pytorch_lightning.callbacks.StochasticWeightAveraging, swa_lrs: 0.01}",
+        "+callbacks.save={_target_: pytorch_lightning.callbacks.ModelCheckpoint, monitor: val/nats, filename: mine}",
+        "+callbacks.lr._target_=pytorch_lightning.callbacks.LearningRateMonitor",
+        "+callbacks.stop={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/nats}",
+    ],
+)
+def test_lightnings_callbacks(base: list[str], tmp_path: Path, override: str) -> None:
+    run_train(*base, "logger=csv", override)
+    assert summary(tmp_path / "run")["steps"] == 3
+
+
+def test_a_callback_that_raises_is_named(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_train(*base, f"+callbacks.mine._target_={__name__}.Broken")
+    assert "error: callbacks.mine: no batch is like another" in capsys.readouterr().err
+
+
+def test_a_monitor_that_does_not_exist_lists_those_that_do(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    stop = "+callbacks.stop={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val_loss}"
+    with pytest.raises(SystemExit):
+        run_train(*base, stop)
+    error = capsys.readouterr().err
+    assert error.startswith("error: callbacks.stop: ") and "val_loss" in error and "`val/nats`" in error
+
+
+def test_the_profilers_report_is_shown(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run_train(*base, "+trainer.profiler=simple")
+    assert "run_training_batch" in capsys.readouterr().out
+
+
+def test_a_sample_that_cannot_be_written_does_not_stop_the_run(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(self: LanguageModel, *arguments: Any, **options: Any) -> str:
+        raise OverflowError("the model's output is not finite")
+
+    monkeypatch.setattr(LanguageModel, "generate", fails)
+    run_train(*base)
+    assert summary(tmp_path / "run")["steps"] == 3
+    assert capsys.readouterr().err.count("no sample of epoch 1: the model's output is not finite") == 1
+
+
+def test_a_terminal_that_cannot_show_the_text_does_not_stop_the_run(tmp_path: Path) -> None:
+    text = tmp_path / "日本語.txt"
+    text.write_text("吾輩は猫である。名前はまだ無い。\n" * 60, encoding="utf-8")
+    outcome = program(
+        "train.py",
+        *("data=text", f"data.path='{text}'", "data.bptt=8", *SMALL, f"hydra.run.dir={tmp_path}/run"),
+        env={**environment(tmp_path), "PYTHONIOENCODING": "cp1252"},
+    )
+    assert outcome.status == 0, outcome
+    assert summary(tmp_path / "run")["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("lr=0.01", "lr is not an option: did you mean optimizer.lr?"),
+        ("+modle=lstm", "modle is not an option: did you mean model?"),
+        ("optimizer.lrr=0.01", "optimizer.lrr is not an option: did you mean optimizer.lr?"),
+        ("model.hiden_size=8", "model.hiden_size is not an option: did you mean model.hidden_size?"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused_with_the_nearest(
+    base: list[str], capsys: pytest.CaptureFixture[str], override: str, sentence: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run_train(*base, override)
+    assert capsys.readouterr().err == f"error: {sentence}\n"

@@ -1,0 +1,37 @@
+"""`charlm.train`: what the README shows for a notebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import charlm
+from tests.helpers import SMALL
+
+
+def test_training_from_python_is_training_from_the_command_line(tmp_path: Path, text_file: Path, text: str) -> None:
+    """Twice in one process, the second time resumed to become longer."""
+    overrides = ["data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=1", *SMALL]
+    results = [charlm.train(*overrides, folder=tmp_path / name) for name in ("a", "b")]
+    assert results[0].nats == results[1].nats == results[0].summary["best_val_nats"]
+    assert [row["epoch"] for row in results[0].history] == [1, 2]
+    assert results[0].model.generate("a", 20, seed=1) == results[1].model.generate("a", 20, seed=1)
+    assert results[0].model.score(text[1800:]) == pytest.approx(results[0].nats, abs=1e-6)
+    longer = charlm.train(f"resume={tmp_path}/a", "trainer.max_epochs=3")
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3]
+    assert [row["val_nats"] for row in longer.history[:2]] == [row["val_nats"] for row in results[0].history]
+
+
+def test_the_folder_is_a_new_one_in_runs(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = charlm.train("data=text", f"data.path={text_file}", "data.bptt=8", *SMALL, "trainer.max_epochs=1")
+    assert result.folder.parent == Path("runs") and result.folder.name.endswith("_gru_text")
+    assert (tmp_path / result.folder / "checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("override", ["modle=gru", "model=nonsense", "data.batch_size=0", "data.path='"])
+def test_a_mistake_is_a_usage_error(override: str, tmp_path: Path, text_file: Path) -> None:
+    with pytest.raises(charlm.UsageError):
+        charlm.train("data=text", f"data.path={text_file}", *SMALL, override, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
