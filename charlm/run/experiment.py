@@ -114,8 +114,8 @@ def run(settings: dict[str, Any], job: Job) -> Result:
         with quiet(), logging_to(trainer, settings["logger"], job.given, folder, settings, record["sweep"]):
             with interrupt.listening():
                 fit(trainer, model, data, plan.checkpoint, observers)
-            if report_of_profiler := trainer.profiler.summary():  # type: ignore[attr-defined]
-                console.print(report_of_profiler, markup=False)
+            with contextlib.suppress(Exception):  # a report that fails must not cost the run its summary
+                console.print(trainer.profiler.summary() or "", markup=False, end="")  # type: ignore[attr-defined]
             if not history.rows:
                 raise UsageError("trainer: these limits leave nothing to train")
             if model.first_step in (None, trainer.global_step):
