@@ -1,0 +1,92 @@
+"""How options are declared: once, where they are used, as typed fields or arguments that pydantic checks.
+
+An annotation carries the type and the range, its description one sentence with the unit. Everything else that knows
+an option (messages, ``python train.py --help``, ``docs/options.md``) reads it from there. Checks are strict: ``true``
+is not a number and ``"8"`` is not one either.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
+
+from charlm.errors import OptionError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Options(BaseModel):
+    """A section of options. The docstring below a field is its description."""
+
+    model_config = ConfigDict(**STRICT, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise option_error(error) from None
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the arguments of `function` by their annotations. A wrong one raises OptionError."""
+    validated = validate_call(config=STRICT)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return validated(*arguments, **options)
+        except ValidationError as error:
+            raise option_error(error) from None
+
+    return call
+
+
+MESSAGES = {
+    "extra_forbidden": "is not an option",
+    "unexpected_keyword_argument": "is not an option",
+    "missing": "is missing",
+    "missing_argument": "is missing",
+    "missing_keyword_only_argument": "is missing",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "model_type": "must be a section of options",
+    "model_attributes_type": "must be a section of options",
+    "dict_type": "must be a section of options",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+}
+
+
+def option_error(error: ValidationError) -> OptionError:
+    """The first of what is wrong, in one sentence that begins with the option's name."""
+    detail = error.errors(include_url=False)[0]
+    branches = ("int", "float", "function-after")  # of a union: no part of a name
+    name = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(branches))
+    cause = detail.get("ctx", {}).get("error")  # raised by a check of our own
+    if isinstance(cause, OptionError):
+        return cause.within(name) if name else cause
+    problem = MESSAGES.get(detail["type"])
+    if problem is None:
+        return OptionError(name, f"must {detail['msg'].removeprefix('Input should ')}", detail["input"])
+    if not problem.startswith("must"):
+        return OptionError(name, problem)
+    return OptionError(name, problem.format(**detail.get("ctx", {})), detail["input"])
