@@ -20,9 +20,13 @@ from charlm.checkpoint.format import pack
 from charlm.checkpoint.storage import Store
 from charlm.checks import check_choice, check_int, check_number
 from charlm.data.module import CharDataModule
+from charlm.data.options import DataOptions
+from charlm.data.splits import split_sizes
 from charlm.errors import UsageError, as_usage_error
 from charlm.run.instantiate import instantiate, resolve_target, signature
 from charlm.text.corpus import Corpus
+from charlm.text.encoded import encode
+from charlm.text.vocab import normalise
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.checkpoint_io import StoreIO
@@ -53,9 +57,20 @@ def build_checkpoints(
 
 def build_data(settings: dict[str, Any], corpus: Corpus) -> CharDataModule:
     """The data module that ``data`` describes."""
-    options = {k: v for k, v in settings["data"].items() if k not in ("name", "corpus", "path", "paths", "encoding")}
     with as_usage_error("data"):
-        return CharDataModule(corpus, seed=settings["seed"], **options)
+        options = DataOptions(**settings["data"])
+        train = None
+        if options.vocab_from == "train":
+            train = split_sizes(len(normalise(corpus.text, options.lowercase)), options)["train"]
+        text = encode(
+            corpus,
+            lowercase=options.lowercase,
+            min_freq=options.min_freq,
+            pad=options.pad,
+            unk=options.unk,
+            vocab_from_first=train,
+        )
+        return CharDataModule(text, options, seed=settings["seed"])
 
 
 def steps_per_epoch(trainer: dict[str, Any], batches: int) -> int:

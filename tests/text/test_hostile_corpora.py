@@ -28,7 +28,6 @@ from typing import Any
 
 import pytest
 
-from charlm.data.module import CharDataModule
 from charlm.errors import UsageError
 from charlm.text import download, files
 from charlm.text import sources as corpus
@@ -588,7 +587,7 @@ def test_one_symbol_again_and_again_is_learnt(tmp_path: Path) -> None:
 def test_a_text_of_hardly_a_character_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(UsageError, match=r"give more text"):
-        CharDataModule(read(str(tmp_path / "a.txt")), val=0.5)
+        data_module(read(str(tmp_path / "a.txt")), val=0.5)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r"])
