@@ -71,7 +71,7 @@ class DataOptions(Options):
     split: Literal["contiguous", "random"] = "contiguous"
     """Split the text into contiguous parts, or its windows at random (leaky where windows overlap)."""
     ratio: list[PositiveInt] | None = None
-    """data=mix: how many rows of a training batch each text gets, in proportion; batch_size is a multiple of the sum."""
+    """data=mix: rows of each text in a training batch, in proportion; batch_size must be a multiple of the sum."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> DataOptions:

@@ -48,7 +48,7 @@ def encode(
     text, *extra = [normalise(part.text, lowercase) for part in (corpus, *corpus.extra)]
     vocab = Vocab.build("".join([text[:vocab_from_first], *extra]), min_freq=min_freq, pad=pad, unk=unk)
     # All of it stays in memory, perhaps the GPU's. Signed, because padded targets are negative.
-    dtype = np.int16 if len(vocab) < 2**15 else np.int32
+    dtype: type[np.signedinteger[Any]] = np.int16 if len(vocab) < 2**15 else np.int32
     try:
         ids, *others = [vocab.encode(part).astype(dtype, copy=False) for part in (text, *extra)]
     except UsageError as error:
