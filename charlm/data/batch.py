@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 IGNORE = -100
 """Target of a padded position, which `torch.nn.functional.cross_entropy` ignores by default."""
+
+EpochRng = Callable[[], Generator]
+"""Called at the start of an epoch; returns the generator of its random numbers."""
 
 
 class Batch(NamedTuple):

@@ -46,7 +46,7 @@ class CharDataModule(pl.LightningDataModule):
     @checked
     def __init__(self, text: EncodedText, options: DataOptions, seed: Seed) -> None:
         super().__init__()
-        self.options, self.seed = options, seed
+        self.text, self.options, self.seed = text, options, seed
         self.mode, self.batch_size, self.bptt = options.mode, options.batch_size, options.bptt
         self.vocab, self.normalisation, self.notices = text.vocab, text.normalisation, list(text.notices)
         self.ids_N, *self.extra = map(torch.from_numpy, (text.ids, *text.extra))

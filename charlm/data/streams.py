@@ -8,13 +8,13 @@ Shapes: N ids, B rows, L columns in a stream, T time steps in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from charlm.data.batch import IGNORE, Batch
+from charlm.data.batch import IGNORE, Batch, EpochRng
 
 
 def stack(ids_N: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -59,19 +59,10 @@ def epoch_rng(seed: int, epoch: int) -> torch.Generator:
 class Streams:
     """One epoch of stacked streams, `bptt` columns at a time.
 
-    `x_BL` and `y_BL` are from `stack` or `stack_all`, `jitter` is as in `edges` (at most ``(bptt - 1) // 2``). `rng` is
-    called at the start of an epoch and returns the generator of its jitter.
+    `x_BL` and `y_BL` are from `stack` or `stack_all`, `jitter` is as in `edges` (at most ``(bptt - 1) // 2``).
     """
 
-    def __init__(
-        self,
-        x_BL: Tensor,
-        y_BL: Tensor,
-        bptt: int,
-        *,
-        jitter: int = 0,
-        rng: Callable[[], torch.Generator] | None = None,
-    ) -> None:
+    def __init__(self, x_BL: Tensor, y_BL: Tensor, bptt: int, *, jitter: int = 0, rng: EpochRng | None = None) -> None:
         self.x_BL, self.y_BL, self.bptt, self.jitter, self.rng = x_BL, y_BL, bptt, jitter, rng
 
     def __len__(self) -> int:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from charlm.data.batch import Batch
+from charlm.data.batch import Batch, EpochRng
 
 
 class Windows:
     """One epoch of windows: `length` inputs and the `length` targets one to their right.
 
-    `starts` holds the position of each window, at most ``N - 1 - length``. `rng` is called at the start of an epoch and
-    returns the generator that shuffles them; None keeps their order. The last batch may be smaller.
+    `starts` holds the position of each window, at most ``N - 1 - length``; `rng` shuffles them. The last batch may be
+    smaller.
     """
 
     def __init__(
-        self,
-        ids_N: Tensor,
-        starts: Tensor,
-        length: int,
-        batch_size: int,
-        *,
-        rng: Callable[[], torch.Generator] | None = None,
+        self, ids_N: Tensor, starts: Tensor, length: int, batch_size: int, *, rng: EpochRng | None = None
     ) -> None:
         # A view: row i is the window at i, with the one target after its end.
         self.rows = ids_N.unfold(0, length + 1, 1)

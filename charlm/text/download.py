@@ -7,8 +7,8 @@ process leaves no partial file behind.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-import pooch
 import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
@@ -66,7 +65,7 @@ def fetch(filename: str, sha256: str, urls: Sequence[str], cache: Path) -> bytes
             continue
         found = hashlib.sha256(data).hexdigest()
         if found == sha256:
-            keep(data, filename, sha256, cache)
+            keep(data, filename, cache)
             return data
         refused.append(f"{shown(url)} has {found}")
     if refused:
@@ -78,15 +77,12 @@ def fetch(filename: str, sha256: str, urls: Sequence[str], cache: Path) -> bytes
     )
 
 
-def keep(data: bytes, filename: str, sha256: str, cache: Path) -> None:
+def keep(data: bytes, filename: str, cache: Path) -> None:
     """Store a file atomically, as other processes may be storing the same one."""
-
-    def write(url: str, file: str, _: object) -> None:
-        Path(file).write_bytes(data)
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    with storing(filename, cache):
-        pooch.retrieve("", f"sha256:{sha256}", filename, cache, downloader=write)
+    with storing(filename, cache), tempfile.TemporaryDirectory(dir=cache) as folder:
+        complete = Path(folder, filename)
+        complete.write_bytes(data)
+        complete.replace(cache / filename)
 
 
 @contextmanager
