@@ -15,7 +15,7 @@ from charlm.text.corpus import Corpus
 from charlm.text.encoded import encode
 from tests.helpers import data_module
 
-LINE = "".join(chr(0x4E00 + i) for i in range(1000))  # all different and sorted: an id is a position
+LINE = "".join(chr(0x4E00 + i) for i in range(1000))  # distinct and sorted, so that an id is a position
 
 
 def corpus(text: str, *notices: str) -> Corpus:
@@ -63,7 +63,7 @@ def windows(loader) -> list[tuple[int, ...]]:
         ({"train": 900, "val": 100}, (900, 100, 0)),
     ],
 )
-def test_splits_go_by_fraction_and_by_count(options, sizes):
+def test_splits_are_fractions_or_counts(options, sizes):
     data = module(**options)
     assert tuple(data.sizes[name] for name in ("train", "val", "test")) == sizes
 
@@ -123,7 +123,7 @@ def test_splits_that_do_not_fit_are_refused_with_their_sizes(options):
 
 @pytest.mark.parametrize("train", [0, 0.0, 0.0001])
 @pytest.mark.parametrize("mode", ["streams", "windows"])
-def test_a_training_split_of_nothing_is_refused(train, mode):
+def test_an_empty_training_split_is_refused(train, mode):
     with pytest.raises(UsageError, match=r"data\.train"):
         module(train=train, mode=mode)
 
@@ -131,7 +131,7 @@ def test_a_training_split_of_nothing_is_refused(train, mode):
 # vocabulary
 
 
-def test_the_vocabulary_is_of_the_whole_text_unless_asked_otherwise():
+def test_the_vocabulary_is_that_of_the_whole_text_by_default():
     text = "ab" * 50 + "xy" * 5
     assert module(text, val=10).vocab.chars == "abxy"
     assert module(text, val=10, vocab_from="train", unk=True).vocab.chars == "ab"
@@ -163,7 +163,7 @@ def test_a_min_freq_that_nothing_reaches_is_refused():
         module("ab" * 50, min_freq=51, unk=True)
 
 
-def test_specials_are_passed_on():
+def test_special_symbols_are_passed_on():
     data = module(pad=True, unk=True)
     assert (data.vocab.pad, data.vocab.unk, data.vocab.offset) == (True, True, 2)
     assert data.ids_N[0] == 2
@@ -180,7 +180,7 @@ def test_lowercase_applies_to_vocabulary_and_text():
     assert module("AbCa" * 30).vocab.chars == "ACab"
 
 
-def test_characters_that_grow_in_lower_case_are_counted_as_they_then_are():
+def test_sizes_are_counted_after_lowercasing():
     text = "İstanbul " * 20
     lowered = text.lower()
     assert len(lowered) == len(text) + 20
@@ -194,7 +194,7 @@ def test_characters_that_grow_in_lower_case_are_counted_as_they_then_are():
 # streams
 
 
-def test_streams_hold_the_asked_rows_and_columns():
+def test_streams_have_batch_size_rows_and_bptt_columns():
     data = module(val=200)
     batch = next(iter(data.train_dataloader()))
     assert batch.x.shape == batch.y.shape == (4, 5)
@@ -208,7 +208,7 @@ def test_validation_counts_every_target_even_where_rows_are_uneven():
     assert sorted(targets) == list(range(799, 1000))
 
 
-def test_training_leaves_out_less_than_a_row_and_never_pads():
+def test_training_drops_less_than_a_row_and_never_pads():
     data = module(val=200)
     targets = [t for batch in data.train_dataloader() for t in batch.y.flatten().tolist()]
     assert sorted(targets) == list(range(1, 797))
@@ -231,7 +231,7 @@ def test_jitter_depends_on_the_seed():
     assert [b.x.shape for b in first] != [b.x.shape for b in other]
 
 
-def test_a_loader_made_once_sees_the_epoch_that_it_is_walked_in():
+def test_a_loader_uses_the_epoch_in_which_it_is_iterated():
     data = at_epoch(module(bptt_jitter=2), 0)
     loader = data.train_dataloader()
     first = [b.x.shape for b in loader]
@@ -309,7 +309,7 @@ def test_no_window_crosses_a_split(stride):
         assert sorted(windows(loader)) == expected
 
 
-def test_an_unused_rest_makes_no_windows():
+def test_there_are_no_windows_in_the_unused_rest():
     data = module(mode="windows", train=100, val=50)
     assert max(positions(data.train_dataloader())) == 99
     assert positions(data.val_dataloader()) == list(range(100, 150))
@@ -326,7 +326,7 @@ def test_training_windows_are_shuffled_by_epoch_and_the_others_are_in_order():
         assert windows(loader) == sorted(windows(loader))
 
 
-def test_windows_come_in_the_texts_order_when_asked():
+def test_windows_keep_the_order_of_the_text_without_shuffle():
     data = module(mode="windows", bptt=5, stride=3, shuffle=False)
     for _ in range(2):
         rows = torch.cat([batch.x for batch in data.train_dataloader()])
@@ -352,7 +352,7 @@ def test_a_split_too_short_for_one_window_is_refused_by_name(options, split):
 
 
 @pytest.mark.parametrize("stride", [1, 4])
-def test_a_random_split_shares_all_windows_out(stride):
+def test_a_random_split_assigns_all_windows(stride):
     data = module(mode="windows", split="random", stride=stride, val=0.2, test=0.1)
     every = [tuple(range(s, s + 5)) for s in range(0, 995, stride)]
     parts = [windows(loader) for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())]
@@ -370,18 +370,18 @@ def test_a_random_split_can_be_counted_in_windows():
 
 def test_a_random_split_depends_on_the_seed_alone():
     def val(seed):
-        torch.rand(1)  # the global random numbers play no part
+        torch.rand(1)  # the global random state must not matter
         return windows(module(mode="windows", split="random", seed=seed).val_dataloader())
 
     assert val(1) == val(1) != val(2)
 
 
-def test_a_random_split_too_large_is_counted_in_windows():
+def test_a_random_split_that_is_too_large_is_reported_in_windows():
     with pytest.raises(UsageError, match="do not fit into the 995 windows"):
         module(mode="windows", split="random", val=995)
 
 
-# what is kept in memory
+# memory
 
 
 def test_ids_are_held_once_as_int16_and_batches_are_int64():
@@ -412,7 +412,7 @@ def test_large_vocabularies_do_not_overflow(characters, most):
     assert positions(data.val_dataloader())[-1] == characters - 1
 
 
-def test_a_batch_stays_where_it_is():
+def test_a_batch_is_not_moved():
     data = module()
     batch = next(iter(data.train_dataloader()))
     assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch

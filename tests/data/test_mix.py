@@ -1,4 +1,4 @@
-"""data=mix: rows from several texts in a fixed ratio, the state carried for each."""
+"""data=mix: rows from several texts in a fixed ratio, each with its state carried over."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_batch_has_the_ratio(text: str) -> None:
 
 @pytest.mark.parametrize("family", [GRU, LSTM])
 def test_the_carried_losses_are_those_of_each_text_read_unbroken(family: type[Network]) -> None:
-    """Over three epochs: the main text starts afresh each time, the other goes on until its own end."""
+    """Over three epochs: the main text starts over in each, the other continues to its own end."""
     torch.manual_seed(0)
     data = module(MAIN, EXTRA)
     network = family(len(data.vocab), 6, 8).double()
@@ -81,7 +81,7 @@ def test_the_vocabulary_holds_every_text_and_only_the_main_one_is_validated() ->
 
 
 @pytest.mark.parametrize("limit", [1.0, 0.5, 3])
-def test_training_goes_on_where_it_was_from_epoch_to_epoch(tmp_path: Path, limit: float) -> None:
+def test_extra_texts_continue_from_epoch_to_epoch(tmp_path: Path, limit: float) -> None:
     data = module(MAIN, EXTRA * 40)
     seen: list[Tensor] = []
 
@@ -109,7 +109,7 @@ def test_training_goes_on_where_it_was_from_epoch_to_epoch(tmp_path: Path, limit
         ({"batch_size": 4000}, "data.paths.0. has 396 characters for training, too few for its 3000 rows"),
     ],
 )
-def test_options_that_cannot_be(options: dict, named: str) -> None:
+def test_a_bad_option_is_refused(options: dict, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         module(MAIN, EXTRA, **options)
 

@@ -52,7 +52,7 @@ def cuts(draw):
 
 @few
 @given(cuts())
-def test_each_row_goes_on_where_it_stopped(cut):
+def test_each_row_continues_where_it_stopped(cut):
     batches = list(cut.training())
     for before, after in zip(batches, batches[1:], strict=False):
         assert after.x[:, 0].tolist() == before.y[:, -1].tolist()
@@ -112,7 +112,7 @@ def test_without_jitter_all_windows_but_the_last_have_bptt_columns(cut):
 
 @few
 @given(cuts())
-def test_jitter_moves_each_seam_by_at_most_so_much_and_leaves_no_window_empty(cut):
+def test_jitter_moves_each_edge_by_at_most_its_value_and_leaves_no_window_empty(cut):
     columns = (cut.length - 1) // cut.rows
     moved = edges(columns, cut.bptt, cut.jitter, torch.Generator().manual_seed(cut.seed))
     still = [*range(0, columns, cut.bptt), columns]
@@ -130,7 +130,7 @@ def test_a_short_last_window_is_never_jittered_away(columns):
 
 
 @pytest.mark.parametrize("jitter", [1, 3])
-def test_jitter_moves_seams_both_ways_and_all_the_way(jitter):
+def test_jitter_moves_edges_both_ways_and_by_its_full_value(jitter):
     rng = torch.Generator().manual_seed(0)
     moves = {
         moved - still
@@ -153,7 +153,7 @@ def test_jitter_differs_between_epochs_and_seeds_and_repeats_for_the_same(seed, 
     assert widths(cut, epoch) != widths(Cut(2000, 2, 8, 3, seed + 1), epoch)
 
 
-def test_a_loader_can_be_walked_again_and_asks_for_new_random_numbers_each_time():
+def test_a_loader_can_be_iterated_again_and_gets_new_random_numbers_each_time():
     epochs = iter(range(3))
     x, y = stack(torch.arange(2000), 2)
     loader = Streams(x, y, 8, jitter=3, rng=lambda: epoch_rng(5, next(epochs)))
@@ -161,7 +161,7 @@ def test_a_loader_can_be_walked_again_and_asks_for_new_random_numbers_each_time(
     assert seen == [widths(Cut(2000, 2, 8, 3, 5), epoch) for epoch in range(3)]
 
 
-def test_the_global_random_numbers_are_left_alone():
+def test_the_global_random_state_is_untouched():
     before = torch.get_rng_state()
     Cut(300, 3, 8, 3, 1).training()
     list(Cut(300, 3, 8, 3, 1).training())
@@ -169,7 +169,7 @@ def test_the_global_random_numbers_are_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_neighbouring_seeds_and_epochs_have_random_numbers_of_their_own():
+def test_neighbouring_seeds_and_epochs_have_different_random_numbers():
     draws = [
         tuple(torch.randint(2**31, (4,), generator=epoch_rng(s, e)).tolist()) for s in range(30) for e in range(30)
     ]
@@ -187,7 +187,7 @@ def test_stack_makes_views_of_the_ids(dtype):
     assert x[0, 0] == 77 and y[3, 24] == 88
 
 
-def test_a_batch_may_be_changed_without_harm_to_small_ids():
+def test_modifying_a_batch_does_not_modify_the_ids():
     cut = Cut(50, 2, 5, 0, 0)
     x, y = stack(cut.ids, 2)
     for batch in Streams(x, y, 5):
@@ -217,16 +217,16 @@ def test_evaluation_covers_every_target_once_and_in_order(cut):
 
 @few
 @given(cuts())
-def test_evaluation_inputs_stand_one_before_their_targets(cut):
+def test_evaluation_targets_follow_their_inputs(cut):
     for batch in cut.evaluation():
         real = batch.y != IGNORE
         assert (batch.x[real] + 1).tolist() == batch.y[real].tolist()
-        assert batch.x.min() >= 0  # padding is an id that a network can embed
+        assert batch.x.min() >= 0  # padding is a valid id
 
 
 @few
 @given(cuts())
-def test_evaluation_rows_go_on_and_only_the_first_batch_is_first(cut):
+def test_evaluation_rows_continue_and_only_the_first_batch_is_first(cut):
     batches = list(cut.evaluation())
     assert len(cut.evaluation()) == len(batches)
     assert [batch.first for batch in batches] == [True] + [False] * (len(batches) - 1)
@@ -268,7 +268,7 @@ def window_cuts(draw):
 
 @few
 @given(window_cuts())
-def test_windows_in_order_are_what_slices_give(cut):
+def test_windows_in_order_are_slices_of_the_text(cut):
     ids, length, stride, rows, _ = cut
     text = [7 * i % 101 for i in range(ids)]
     starts = window_starts(ids, length, stride)
@@ -318,14 +318,14 @@ def test_windows_share_memory_with_the_ids():
     assert batch.y[1].tolist() == [31, 32, 33, 600]
 
 
-def test_windows_keep_to_the_starts_that_they_are_given():
+def test_windows_begin_at_the_given_starts():
     (batch,) = Windows(torch.arange(40), torch.tensor([30, 5, 5]), 2, 8)
     assert batch.x.tolist() == [[30, 31], [5, 6], [5, 6]]
     assert batch.y.tolist() == [[31, 32], [6, 7], [6, 7]]
 
 
 def mixed(lengths: list[int], rows: list[int], bptt: int) -> tuple[list[Tensor], list[Streams]]:
-    """Texts whose ids name the text and the place, and their streams."""
+    """Texts whose ids encode the text and the position, and their streams."""
     texts = [torch.arange(length) + 1000 * i for i, length in enumerate(lengths)]
     return texts, [Streams(*stack(ids, share), bptt) for ids, share in zip(texts, rows, strict=True)]
 
@@ -336,7 +336,7 @@ def mixed(lengths: list[int], rows: list[int], bptt: int) -> tuple[list[Tensor],
     st.integers(1, 9),
     st.integers(1, 4),
 )
-def test_a_mixed_batch_has_the_asked_ratio_and_every_stream_is_unbroken(
+def test_a_mixed_batch_has_the_ratio_and_every_stream_is_unbroken(
     sources: list[tuple[int, int]], bptt: int, epochs: int
 ) -> None:
     rows = [share for share, _ in sources]
@@ -377,5 +377,5 @@ def test_a_mixed_batch_has_the_asked_ratio_and_every_stream_is_unbroken(
 def test_only_the_last_window_of_a_text_is_padded() -> None:
     _, streams = mixed([2 * 10 + 1, 1 * 7 + 1], [2, 1], 4)
     shapes = [(batch.x.shape[1], batch.padded, batch.first.tolist()) for batch in Mix(streams, lambda: 0)]
-    # Windows of 4, 4, 2 columns beside windows of 4, 3 and then 4 again.
+    # Windows of 4, 4 and 2 columns, next to windows of 4, 3 and 4 columns.
     assert shapes == [(4, 0, [True, True, True]), (4, 1, [False, False, False]), (4, 4, [False, False, True])]

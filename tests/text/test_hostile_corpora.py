@@ -1,7 +1,7 @@
 """Corpora that go wrong: servers, disks, links, names and files that do what they should not.
 
-Whatever happens there is one sentence, it comes soon, and no half file stays behind. Servers, processes,
-files, links and permissions are real ones.
+Every fault must end soon in one sentence and leave no partial file behind. Servers, processes, files, links and
+permissions are real ones. docs/reliability.md selects these tests by their names.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ QUICK = "model.hidden_size=16", "trainer.max_epochs=1", "trainer.accelerator=cpu
 
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
-    """Nothing here may hang; a test that does is interrupted."""
+    """Interrupt a test that hangs."""
 
     def ring(*_: Any) -> None:
         raise AssertionError("this hangs")
@@ -62,7 +62,7 @@ def alarm() -> Iterator[None]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the function that the server has for the path."""
+    """Responds with the server's function for the path."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def pause(self, seconds: float | None = None) -> bool:
-        """Wait; false when the test is over."""
+        """Wait; False when the test is over."""
         return not self.server.over.wait(seconds)
 
     def log_message(self, *_: Any) -> None:
@@ -92,7 +92,7 @@ Page = Callable[[Handler], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Pages on 127.0.0.1, and what was asked for."""
+    """Pages on 127.0.0.1, and the requests so far."""
 
     daemon_threads = True
     block_on_close = False
@@ -109,7 +109,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def handle_error(self, *_: Any) -> None:
-        pass  # a client that has had enough
+        pass  # the client has gone away
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The real cache folder, elsewhere."""
+    """The real function's cache folder, in a temporary place."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("CHARLM_DATA_DIR", raising=False)
     return cache_dir()
@@ -322,7 +322,7 @@ def test_a_server_that_fails_leaves_nothing_behind(
     assert list(cache.iterdir()) == []
     assert get(server.url("/good")) == TEXT.decode()
     assert [path.name for path in cache.iterdir()] == [NAME]
-    assert capfd.readouterr() == ("", "")  # the one line of error is for train.py to write
+    assert capfd.readouterr() == ("", "")  # the error is printed by train.py
 
 
 def test_a_mirror_that_works_makes_good_for_all_that_do_not(impatient: None, server: Server, cache: Path) -> None:
@@ -422,7 +422,7 @@ def test_processes_that_download_the_same_at_once_all_get_it(server: Server, cac
     together = threading.Barrier(3, timeout=50)
 
     def page(page: Handler) -> None:
-        together.wait()  # until all three have asked, so none has found it in the cache
+        together.wait()  # until all three have asked, so that none finds it in the cache
         whole(page)
 
     children = [child(server.url("/", page)) for _ in range(3)]
@@ -473,7 +473,7 @@ def test_a_disk_that_is_full_before_the_end_keeps_nothing(server: Server, cache:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that every user can reach and may write to."""
+    """A folder that every user may write to."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     yield folder
@@ -482,7 +482,7 @@ def public() -> Iterator[Path]:
 
 @pytest.fixture
 def ordinary_user(public: Path) -> Iterator[None]:
-    """Root may read and write everything; so that permissions count, be nobody for the test."""
+    """Run the test as nobody, because permissions do not apply to root."""
     if os.geteuid():
         yield
         return
@@ -610,7 +610,7 @@ def test_what_no_file_could_hold_again_is_refused_at_once(tmp_path: Path, data: 
 
 def test_a_file_larger_than_memory_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.txt").open("wb") as file:
-        file.truncate(2**30)  # takes no room on the disk
+        file.truncate(2**30)  # a sparse file
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28, hard))
@@ -647,7 +647,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     os.utime(tmp_path / "a.txt", (1, 1))
     fstat, looked = os.fstat, []
 
-    def look(file: int) -> os.stat_result:  # a real change, at a moment that can be chosen
+    def look(file: int) -> os.stat_result:  # a real change at a chosen moment
         found = fstat(file)
         if not looked:
             looked.append(found)
@@ -664,7 +664,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 def test_a_file_that_grows_all_the_time_is_refused(tmp_path: Path) -> None:
     path, over = tmp_path / "a.txt", threading.Event()
     with path.open("wb") as file:
-        file.truncate(2**26)  # long enough to read for the other thread to have its turn
+        file.truncate(2**26)  # reading takes long enough for the other thread to run
 
     def grow() -> None:
         with path.open("ab", buffering=0) as file:
@@ -794,7 +794,7 @@ def test_a_device_is_refused(device: str, tmp_path: Path) -> None:
 def test_a_file_in_proc_is_read_though_its_size_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read("/proc/self/status").text.startswith("Name:")
     monkeypatch.setattr(files, "SLACK", 100)
-    with pytest.raises(UsageError):  # whole or not at all
+    with pytest.raises(UsageError):  # all or nothing
         read("/proc/self/status")
 
 

@@ -23,7 +23,7 @@ def sha(data: bytes) -> str:
 
 
 class Server:
-    """Serves `files` on 127.0.0.1 and remembers what was asked for."""
+    """Serves `files` on 127.0.0.1 and records the requests."""
 
     def __init__(self):
         self.files, self.asked = {}, []
@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written_is_named(cache, server):
 
 
 @pytest.mark.parametrize("place", ["data", "cache"])
-def test_a_wrong_file_at_hand_is_refused_with_both_sums(place, data_dir, cache, tmp_path, server):
+def test_a_local_file_with_another_checksum_is_refused_with_both_sums(place, data_dir, cache, tmp_path, server):
     server.files["/a"] = DATA
     path = tmp_path / place / NAME
     path.parent.mkdir(exist_ok=True)
@@ -203,14 +203,14 @@ def test_a_wrong_file_at_hand_is_refused_with_both_sums(place, data_dir, cache, 
     assert server.asked == []
 
 
-def test_a_known_file_in_another_encoding(data_dir):
+def test_a_download_in_another_encoding(data_dir):
     data = "été".encode("latin-1")
     (data_dir / NAME).write_bytes(data)
     found = download(NAME, sha(data), [], encoding="latin-1")
     assert (found.text, found.sha256) == ("été", sha(data))
 
 
-def test_the_real_cache_folder_is_charlms_own():
+def test_the_default_cache_folder_is_charlms_own():
     assert corpus.cache_dir().name == "charlm"
 
 
@@ -225,7 +225,7 @@ def test_python_docs_is_the_language_reference_and_the_same_each_time():
     assert first.sha256 == sha(first.text.encode())
 
 
-def test_python_docs_goes_by_sorted_topic(monkeypatch):
+def test_python_docs_is_sorted_by_topic(monkeypatch):
     import pydoc_data.topics
 
     monkeypatch.setattr(pydoc_data.topics, "topics", {"b": "second\n", "a": "\nfirst", "c": "third"})
@@ -242,7 +242,7 @@ def test_python_source_is_the_standard_library_and_the_same_each_time():
 
 def test_python_source_is_sorted_and_leaves_out_tests_and_packages(monkeypatch, tmp_path):
     for name in ("b.py", "a/z.py", "a/b.py", "test/t.py", "a/tests/t.py", "site-packages/s.py", "a/__pycache__/c.py"):
-        path = tmp_path / "test" / "lib" / name  # a folder above that is called "test" must not matter
+        path = tmp_path / "test" / "lib" / name  # a parent folder called "test" must not matter
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     (tmp_path / "test" / "lib" / "data.txt").write_text("not Python")
@@ -275,7 +275,7 @@ def write(folder: Path, files: dict[str, str | bytes]) -> None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def test_a_folder_is_read_to_the_bottom_in_sorted_order(tmp_path):
+def test_a_folder_is_read_recursively_in_sorted_order(tmp_path):
     write(tmp_path, {"b.txt": "B\n", "a/d/e.txt": "E\n", "a/c.txt": "C\n", "z.md": "Z\n", "a/é.txt": "É\n"})
     found = read(str(tmp_path))
     assert found.text == "C\nE\nÉ\nB\nZ\n"
@@ -284,7 +284,7 @@ def test_a_folder_is_read_to_the_bottom_in_sorted_order(tmp_path):
     assert found.notices == ()
 
 
-def test_files_are_joined_by_a_line_break_only_where_one_lacks(tmp_path):
+def test_files_are_joined_by_a_line_break_only_where_it_is_missing(tmp_path):
     write(tmp_path, {"a": "A", "b": "B\r\n", "c": "", "d": "D\n\n", "e": "E"})
     assert read(str(tmp_path)).text == "A\nB\r\nD\n\nE\n"
 
@@ -294,7 +294,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     assert read(str(tmp_path / ".top")).text == "A\n"
 
 
-def test_a_hidden_file_may_be_asked_for_by_name(tmp_path):
+def test_a_hidden_file_can_be_named(tmp_path):
     write(tmp_path, {".a.txt": "A\n"})
     assert read(str(tmp_path / ".a.txt")).text == "A\n"
 
@@ -309,14 +309,14 @@ def test_binary_files_are_left_out_with_a_notice(tmp_path, pattern):
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8-sig"])
-def test_binary_files_are_left_out_whatever_the_text_is_stored_in(tmp_path, encoding):
+def test_binary_files_are_left_out_whatever_the_encoding(tmp_path, encoding):
     write(tmp_path, {"a.txt": "A\n".encode(encoding), "b.bin": b"RIFF\0\0\0\0"})
     found = read(str(tmp_path), encoding)
     assert found.text == "A\n"
     assert len(found.notices) == 1
 
 
-def test_utf_16_is_not_taken_for_binary(tmp_path):
+def test_utf_16_is_not_mistaken_for_binary(tmp_path):
     write(tmp_path, {"a.txt": "été".encode("utf-16"), "b.txt": "漢\n".encode("utf-16")})
     found = read(str(tmp_path), "utf-16")
     assert (found.text, found.notices) == ("été\n漢\n", ())
@@ -341,12 +341,12 @@ def test_a_glob_is_sorted_and_leaves_folders_out(tmp_path):
     assert found.source == f"{tmp_path / '*.md'} (2 files)"
 
 
-def test_two_stars_in_a_glob_go_to_the_bottom(tmp_path):
+def test_two_stars_in_a_glob_match_recursively(tmp_path):
     write(tmp_path, {"b.md": "B\n", "x/y/a.md": "A\n", "x/c.txt": "C\n"})
     assert read(str(tmp_path / "**" / "*.md")).text == "B\nA\n"
 
 
-def test_a_name_that_looks_like_a_glob_is_first_a_name(tmp_path):
+def test_an_existing_name_takes_precedence_over_a_glob(tmp_path):
     write(tmp_path, {"a[1].txt": "brackets\n", "a1.txt": "none\n"})
     assert read(str(tmp_path / "a[1].txt")).text == "brackets\n"
 
@@ -358,7 +358,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path, path):
     assert read(path).text == "A\n"
 
 
-def test_a_home_folder_that_nobody_has_is_refused():
+def test_the_home_folder_of_an_unknown_user_is_refused():
     with pytest.raises(UsageError, match="data.path"):
         read("~no-such-user-of-charlm/a.txt")
 
@@ -395,7 +395,7 @@ def test_an_empty_file_is_refused(tmp_path, content):
         read(str(tmp_path / "a.txt"))
 
 
-def test_a_folder_without_text_is_refused_with_what_it_holds(tmp_path):
+def test_a_folder_without_text_is_refused_with_what_it_contains(tmp_path):
     write(tmp_path, {"a.txt": "", "b.bin": b"\0", "c.bin": b"\0"})
     with pytest.raises(UsageError, match=r"contains no text \(1 empty and 2 binary files\)"):
         read(str(tmp_path))
@@ -407,7 +407,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", None])
-def test_no_path_says_how_to_give_one(path):
+def test_an_empty_path_says_how_to_give_one(path):
     with pytest.raises(UsageError, match="data.path=FILE"):
         read(path)
 
@@ -427,7 +427,7 @@ def test_bytes_that_are_not_utf_8_are_named_with_the_remedy(tmp_path):
     assert read(str(tmp_path / "a.txt"), "latin-1").text == "voilà la carte"
 
 
-def test_in_a_folder_the_file_that_does_not_fit_is_named(tmp_path):
+def test_the_file_of_a_folder_that_cannot_be_decoded_is_named(tmp_path):
     write(tmp_path, {"a.txt": "fine\n", "b/c.txt": b"caf\xe9"})
     with pytest.raises(UsageError, match=r"c\.txt is not utf-8: byte 0xE9 at offset 3 .*data\.encoding="):
         read(str(tmp_path))
@@ -442,7 +442,7 @@ def test_an_unknown_encoding_is_named(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("encoding", [None, 1252.5, True])
-def test_an_encoding_that_is_no_name_is_refused(tmp_path, encoding):
+def test_an_impossible_name_of_an_encoding_is_refused(tmp_path, encoding):
     write(tmp_path, {"a.txt": "A\n"})
     with pytest.raises(UsageError, match="data.encoding"):
         read(str(tmp_path / "a.txt"), encoding)
@@ -450,7 +450,7 @@ def test_an_encoding_that_is_no_name_is_refused(tmp_path, encoding):
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), PermissionError(13, "Permission denied")])
 @pytest.mark.parametrize("path", ["a.txt", "", "*.txt"])
-def test_a_file_that_vanished_or_may_not_be_read_is_named(monkeypatch, tmp_path, path, error):
+def test_a_file_that_vanished_or_is_unreadable_is_named(monkeypatch, tmp_path, path, error):
     write(tmp_path, {"a.txt": "A\n"})
 
     def fail(*arguments):
@@ -461,7 +461,7 @@ def test_a_file_that_vanished_or_may_not_be_read_is_named(monkeypatch, tmp_path,
         read(str(tmp_path / path))
 
 
-def test_unavailable_is_told_apart_from_other_mistakes(tmp_path):
+def test_unavailable_is_distinct_from_other_errors(tmp_path):
     with pytest.raises(UsageError) as caught:
         read(str(tmp_path / "gone"))
     assert not isinstance(caught.value, Unavailable)

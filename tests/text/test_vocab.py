@@ -39,7 +39,7 @@ def naive_ids(vocab: Vocab, text: str, policy: str) -> list[int]:
 
 
 @pytest.mark.parametrize("text", TELLING)
-def test_telling_texts_survive_a_round_trip(text):
+def test_tricky_texts_survive_a_round_trip(text):
     vocab = Vocab.build(text, pad=True, unk=True)
     assert vocab.decode(vocab.encode(text)) == text
 
@@ -56,7 +56,7 @@ def test_any_text_survives_a_round_trip(text, pad, unk):
 
 @few
 @given(ANY_TEXT)
-def test_code_points_are_those_of_ord(text):
+def test_code_points_agree_with_ord(text):
     assert code_points(text).tolist() == [ord(character) for character in text]
 
 
@@ -98,7 +98,7 @@ def test_an_id_beyond_the_vocabulary_is_not_decoded():
 @few
 @given(st.text(st.one_of(st.sampled_from("abcé漢"), ANY_CHARACTER), min_size=1, max_size=40), st.integers(1, 4))
 @example("aabbc", 2)
-def test_min_freq_keeps_what_a_counter_keeps(text, min_freq):
+def test_min_freq_agrees_with_a_counter(text, min_freq):
     kept = "".join(sorted(character for character, count in Counter(text).items() if count >= min_freq))
     if kept:
         assert Vocab.build(text, min_freq=min_freq).chars == kept
@@ -128,7 +128,7 @@ def test_the_next_code_point_after_the_largest_is_unknown(known):
 
 
 @pytest.mark.parametrize("unk", [False, True])
-def test_skip_leaves_unknown_characters_out(unk):
+def test_skip_drops_unknown_characters(unk):
     vocab = Vocab("ab", unk=unk)
     assert vocab.decode(vocab.encode("xaybz", "skip")) == "ab"
     assert vocab.encode("xyz", "skip").size == 0
@@ -195,13 +195,13 @@ def test_a_vocabulary_survives_a_round_trip_through_plain_values(text, pad, unk)
         {"chars": "aab", "pad": False, "unk": False},
     ],
 )
-def test_from_dict_refuses_rubbish(rubbish):
+def test_from_dict_refuses_invalid_values(rubbish):
     with pytest.raises(UsageError, match="a vocabulary"):
         Vocab.from_dict(rubbish)
 
 
 @pytest.mark.parametrize("rubbish", [None, [], "abc", 3])
-def test_from_dict_refuses_what_is_no_mapping(rubbish):
+def test_from_dict_refuses_anything_but_a_mapping(rubbish):
     with pytest.raises(UsageError, match="a vocabulary"):
         Vocab.from_dict(rubbish)
 
@@ -215,7 +215,7 @@ def test_a_vocabulary_is_sorted_without_repeats_and_not_empty(chars):
 @pytest.mark.parametrize(
     ("text", "lower"), [("ABC", "abc"), ("É漢", "é漢"), ("İ", "i\u0307"), ("Maß", "maß"), ("a\r\nB", "a\r\nb")]
 )
-def test_normalise_lowers_only_when_asked(text, lower):
+def test_normalise_lowercases_only_on_request(text, lower):
     assert normalise(text) == text
     assert normalise(text, lowercase=False) == text
     assert normalise(text, lowercase=True) == lower
