@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import json
 import math
@@ -28,13 +27,11 @@ from charlm.checkpoint.building import package_of
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
-from charlm.checks import check_int
 from charlm.data.module import CharDataModule
 from charlm.errors import UsageError, as_usage_error
 from charlm.inference.language_model import LanguageModel, load
 from charlm.run.build import (
     build_callbacks,
-    build_checkpoints,
     build_data,
     build_model,
     build_trainer,
@@ -44,6 +41,7 @@ from charlm.run.build import (
 from charlm.run.compose import Job
 from charlm.run.instantiate import instantiate
 from charlm.run.resume import check_unused, escape, fresh, resumed
+from charlm.run.settings import Settings
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import Diverged, DivergenceGuard
 from charlm.training.callbacks.history import History
@@ -73,37 +71,38 @@ class Result:
         return load(self.folder, self.trust)
 
 
-def run(settings: dict[str, Any], job: Job) -> Result:
+def run(settings: Settings, job: Job) -> Result:
     """Train as `settings` say.
 
     Raises UsageError for whatever the user can put right, before any work starts where that is possible, and
     Interrupted when the user stops it.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    settings = copy.deepcopy(settings)
-    plan = fresh(settings, job) if settings["resume"] is None else resumed(settings, job)
+    plan = fresh(settings, job) if settings.resume is None else resumed(settings, job)
     settings, corpus, folder, record = plan.settings, plan.corpus, plan.folder, plan.record
-    pl.seed_everything(check_int("seed", settings["seed"], 0, 2**32 - 1), verbose=False)
-    data = build_data(settings, corpus)
-    fill_in_lengths(settings, steps_per_epoch(settings["trainer"], len(data.train_dataloader())))
-    origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
+    pl.seed_everything(settings.seed, verbose=False)
+    data = build_data(settings.data, corpus, settings.seed)
+    steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
+    schedule = fill_in_lengths(settings.schedule, settings.trainer.max_epochs, steps)
+    settings = settings.model_copy(update={"schedule": schedule})
+    origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
     trust = None if plan.checkpoint is None else ()  # the user's own word, or a file's
     model = build_model(settings, data, origin, record, trust)
-    validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
+    validate = bool(data.rows["val"]) and settings.trainer.limit_val_batches != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
-    interrupt, health = Interrupt(), DivergenceGuard()
-    observers = build_callbacks(settings.get("callbacks"), job.given)
+    interrupt, guard = Interrupt(), DivergenceGuard()
+    observers = build_callbacks(settings.callbacks, job.given)
     samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
     if samples is not None:
         samples.store = store
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
-    checkpoints = build_checkpoints(settings.get("checkpoint"), folder, monitor, interrupt, health)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
     header = {**plan.header, **describe(settings, data, model.network, folder)}
     # In this order: the row of an epoch is made before it is shown.
-    callbacks = [health, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
-    trainer = build_trainer(settings["trainer"], folder, callbacks, store, validate=validate)
+    callbacks = [guard, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
+    trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
 
@@ -111,7 +110,7 @@ def run(settings: dict[str, Any], job: Job) -> Result:
     with claimed(folder, new=new), resumable(folder, checkpoints):
         save_config(settings, folder, job, new=new)
         started = time.perf_counter()
-        with quiet(), logging_to(trainer, settings["logger"], job.given, folder, settings, record["sweep"]):
+        with quiet(), logging_to(trainer, settings, job.given, folder, record["sweep"]):
             with interrupt.listening():
                 fit(trainer, model, data, plan.checkpoint, observers)
             with contextlib.suppress(Exception):  # a report that fails must not cost the run its summary
@@ -119,7 +118,7 @@ def run(settings: dict[str, Any], job: Job) -> Result:
             if not history.rows:
                 raise UsageError("trainer: these limits leave nothing to train")
             if model.first_step in (None, trainer.global_step):
-                more = f"trainer.max_epochs={settings['trainer']['max_epochs'] + 1} or more would resume it"
+                more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more would resume it"
                 console.print(f"this run was done after {len(history.rows)} epochs; {more}")
             store.close()
             test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
@@ -139,7 +138,7 @@ def run(settings: dict[str, Any], job: Job) -> Result:
             "leaky": data.leaky,
             "corpus_source": corpus.source,
             "corpus_sha256": corpus.sha256,
-            "seed": settings["seed"],
+            "seed": settings.seed,
             "device": str(trainer.strategy.root_device),
             "machine": machine(trainer.strategy.root_device),
             "best_checkpoint": os.path.relpath(checkpoints.best),
@@ -150,7 +149,7 @@ def run(settings: dict[str, Any], job: Job) -> Result:
         store.close()
     report(console, summary)
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
-    trusted = (package_of(settings["model"]["_target_"]),)
+    trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)
 
 
@@ -198,17 +197,17 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def logging_to(
-    trainer: pl.Trainer, node: Any, given: set[str], folder: Path, settings: dict[str, Any], sweep: str | None
+    trainer: pl.Trainer, settings: Settings, given: set[str], folder: Path, sweep: str | None
 ) -> Iterator[None]:
     """Give the trainer the logger that ``logger`` describes; end the W&B run, so that the next job gets its own.
 
     Our own loggers are functions of the run; any other class is called with what the user says, its files going into
     the run folder unless the user says where.
     """
-    built = instantiate("logger", node, given)
+    built = instantiate("logger", settings.logger, given)
     if isinstance(built, functools.partial):
         with as_usage_error("logger"):
-            built = built(folder=folder, config=settings, sweep=sweep)
+            built = built(folder=folder, config=settings.model_dump(), sweep=sweep)
     trainer.loggers = [built] if built else []
     status = 1
     try:
@@ -246,9 +245,9 @@ def fit(
         raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
 
 
-def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: dict[str, Any]) -> float:
+def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: Settings) -> float:
     """The test loss of the best checkpoint, nats per character."""
-    network = load_checkpoint(best, trust=[package_of(settings["model"]["_target_"])]).network
+    network = load_checkpoint(best, trust=[package_of(settings.model["_target_"])]).network
     model.network.load_state_dict(network.state_dict())
     with interruptible(trainer):
         return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
@@ -291,9 +290,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def save_config(settings: dict[str, Any], folder: Path, job: Job, *, new: bool) -> None:
+def save_config(settings: Settings, folder: Path, job: Job, *, new: bool) -> None:
     """Write the settings where Hydra keeps them: ``.hydra/`` in the run folder. Of a resumed run, the config only."""
-    files: dict[str, Any] = {"config": settings}
+    files: dict[str, Any] = {"config": settings.model_dump()}
     if new:
         files |= {"overrides": job.overrides} | ({"hydra": job.hydra} if job.hydra else {})
     for name, content in files.items():

@@ -9,7 +9,8 @@ from typing import Any
 import hydra.utils
 from hydra.errors import InstantiationException
 
-from charlm.errors import UsageError
+from charlm.data.options import DataOptions
+from charlm.errors import UsageError, as_usage_error
 from charlm.text.corpus import Corpus
 
 
@@ -29,10 +30,8 @@ def instantiate(name: str, node: Any, given: Collection[str] = ()) -> Any:
         return hydra.utils.instantiate(node, _convert_="all")
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if isinstance(cause, UsageError):
-            raise cause from None
-        reason = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{name}: {reason}") from None
+        with as_usage_error(name):
+            raise cause or error from None
 
 
 def resolve_target(name: str, target: object) -> Any:
@@ -61,19 +60,28 @@ def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> 
 
 
 def signature(target: Any) -> dict[str, inspect.Parameter] | None:
-    """The parameters of a class or function by name, or None where it takes any."""
-    try:
-        parameters = dict(inspect.signature(target).parameters)
-    except (TypeError, ValueError):
-        return None
-    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return parameters
+    """The parameters of a class or function by name, or None where it takes any.
+
+    A constructor with ``**options`` passes them on to the next class's.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    constructors = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
+    for function in constructors if inspect.isclass(target) else [target]:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        found = {
+            p.name: p for p in parameters if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        } | found
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+            return found
+    return None
 
 
-def build_corpus(settings: dict[str, Any]) -> Corpus:
+def build_corpus(options: DataOptions) -> Corpus:
     """The text that ``data.corpus`` describes."""
-    corpus = instantiate("data.corpus", settings["data"]["corpus"])
+    corpus = instantiate("data.corpus", options.corpus)
     if not isinstance(corpus, Corpus):
         raise UsageError("data.corpus is not a text: it needs a _target_ of charlm.text.sources")
     return corpus

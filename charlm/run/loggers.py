@@ -12,30 +12,33 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from charlm.checks import check_choice
 from charlm.errors import UsageError
+from charlm.options import checked
 from charlm.run.wandb_thread import FINISH_SECONDS, INIT_SECONDS, WandbThread, reason, say
 
 
+@checked
 def wandb_logger(
     folder: Path,
     config: dict[str, Any],
     sweep: str | None,
-    project: str,
-    mode: str,
-    group: str | None,
-    tags: list[str],
+    project: Annotated[str, Field(description="W&B project.")],
+    mode: Annotated[
+        Literal["auto", "online", "offline"],
+        Field(description="auto is online for whoever is logged in (or as WANDB_MODE says), else offline."),
+    ],
+    group: Annotated[str | None, Field(description="W&B group; null: the jobs of one multirun share a group.")],
+    tags: Annotated[list[str], Field(description="W&B tags.")],
 ) -> Logger | None:
     """A W&B run in `folder`, silent on the console; a resumed run continues its earlier W&B run.
 
-    `mode` "auto" is online when the user is logged in (or as ``WANDB_MODE`` says), else offline: no
-    account is needed and nothing is asked. Raises UsageError for values that W&B does not take.
+    No account is needed and nothing is asked. Raises UsageError for values that W&B does not take.
     """
-    check_choice("logger.mode", mode, ("auto", "online", "offline"))
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")
     # Reports of W&B's own errors: they go to its server, and a server that hangs keeps the program from ending.
@@ -99,8 +102,15 @@ def tensorboard_logger(folder: Path, config: dict[str, Any], sweep: str | None) 
         return TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
 
 
+@checked
 def mlflow_logger(
-    folder: Path, config: dict[str, Any], sweep: str | None, experiment_name: str, tracking_uri: str | None
+    folder: Path,
+    config: dict[str, Any],
+    sweep: str | None,
+    experiment_name: Annotated[str, Field(description="MLflow experiment.")],
+    tracking_uri: Annotated[
+        str | None, Field(description="Address of an MLflow server; null: a database mlflow.db in the run folder.")
+    ],
 ) -> Logger:
     """An MLflow run, in ``mlflow.db`` of the run folder or on a server. Raises UsageError where it is not installed."""
     from pytorch_lightning.loggers import MLFlowLogger

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.errors import UsageError
-from charlm.run.compose import Job, check_sections
+from charlm.run.compose import Job
 from charlm.run.instantiate import build_corpus, known_arguments, resolve_target
+from charlm.run.settings import Settings, check_settings
 from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
 from charlm.text.download import Unavailable
@@ -45,7 +46,7 @@ RECORD = {"model", "substituted", "sweep", "overrides"}  # what a run needs to r
 class Plan:
     """What to train, where, and from which checkpoint if not from the beginning. `record` has the keys of `RECORD`."""
 
-    settings: dict[str, Any]
+    settings: Settings
     corpus: Corpus
     folder: Path
     record: dict[str, Any]
@@ -54,12 +55,12 @@ class Plan:
     checkpoint: Path | None = None
 
 
-def fresh(settings: dict[str, Any], job: Job) -> Plan:
+def fresh(settings: Settings, job: Job) -> Plan:
     """A new run. Raises UsageError when its folder holds one already."""
     folder = Path(os.path.relpath(job.folder))
     check_unused(folder)
     corpus, settings, substitution = load_corpus(settings, job)
-    settings["model"] = known_model_arguments(settings["model"], job)
+    settings = settings.model_copy(update={"model": known_model_arguments(settings.model, job)})
     record = {
         "model": job.model,
         "substituted": bool(substitution),
@@ -80,23 +81,23 @@ def known_model_arguments(spec: dict[str, Any], job: Job) -> dict[str, Any]:
     return known_arguments("model", arguments, job.given) | window
 
 
-def load_corpus(settings: dict[str, Any], job: Job) -> tuple[Corpus, dict[str, Any], str]:
+def load_corpus(settings: Settings, job: Job) -> tuple[Corpus, Settings, str]:
     """The corpus, the settings that are really used, and a line to print if the corpus was substituted.
 
     Only the default corpus of a plain ``train.py`` may be substituted, when it cannot be downloaded: never
     one that the user named, nor that of a recipe (``experiment=``).
     """
     try:
-        return build_corpus(settings), settings, ""
+        return build_corpus(settings.data), settings, ""
     except Unavailable as error:
         if job.substitute is None:
             raise
-        name, substitute = settings["data"]["name"], job.substitute()
+        name, substitute = settings.data.name, job.substitute()
         line = (
-            f"NO {name.upper()}: {error}. TRAINING ON {substitute['data']['name'].upper()} INSTEAD, "
+            f"NO {name.upper()}: {error}. TRAINING ON {substitute.data.name.upper()} INSTEAD, "
             f"the reference text that came with your Python."
         )
-    return build_corpus(substitute), substitute, line
+    return build_corpus(substitute.data), substitute, line
 
 
 def check_unused(folder: Path) -> None:
@@ -105,14 +106,14 @@ def check_unused(folder: Path) -> None:
         raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or use resume={folder}")
 
 
-def resumed(settings: dict[str, Any], job: Job) -> Plan:
-    """A run that resumes from the checkpoint that ``settings["resume"]`` means, with its own settings.
+def resumed(settings: Settings, job: Job) -> Plan:
+    """A run that resumes from the checkpoint that ``settings.resume`` means, with its own settings.
 
     Raises UsageError for a checkpoint that cannot be used, and where it would not be the same run.
     """
     if job.number is not None:
         raise UsageError("resume= resumes one run: leave out -m")
-    path = find_resume_checkpoint(settings["resume"])
+    path = find_resume_checkpoint(settings.resume)
     folder = Path(os.path.relpath(folder_of(path)))
     if job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
@@ -120,10 +121,9 @@ def resumed(settings: dict[str, Any], job: Job) -> Plan:
     if opened.run.keys() != RECORD or not isinstance(opened.run["overrides"], list):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: train anew")
     saved, notices = change(opened.config, settings, job.overrides, opened.run["overrides"])
-    check_sections(saved)
-    check_targets({name: node for name, node in saved.items() if name != "model"})  # the model's is checked above
+    check_targets(saved.model_dump(exclude={"model"}))  # the model's is checked when it is loaded
     try:
-        corpus = build_corpus(saved)
+        corpus = build_corpus(saved.data)
     except UsageError as error:
         raise UsageError(f"{error} (if the text of this run has moved, add +data.path=WHERE)") from None
     if corpus.sha256 != opened.corpus.get("sha256"):
@@ -135,14 +135,14 @@ def resumed(settings: dict[str, Any], job: Job) -> Plan:
 
 
 def change(
-    saved: dict[str, Any], settings: dict[str, Any], overrides: list[str], before: list[str]
-) -> tuple[dict[str, Any], list[str]]:
+    saved: dict[str, Any], settings: Settings, overrides: list[str], before: list[str]
+) -> tuple[Settings, list[str]]:
     """`saved` with what `overrides` ask for, as it stands in `settings`, and what the user should know of it.
 
     Raises UsageError for what a resumed run cannot change; what it was started with may be given again.
     """
-    check_sections(saved)
-    changed, planned = OmegaConf.create(escape(saved)), saved["trainer"]["max_epochs"]
+    changed, planned = OmegaConf.create(escape(saved)), check_settings(saved).trainer.max_epochs
+    asked = OmegaConf.create(escape(settings.model_dump()))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if not any(key == option or key.startswith(f"{option}.") for option in OVERRIDABLE):
@@ -152,17 +152,15 @@ def change(
                     f"{', '.join(OVERRIDABLE[1:])} can: start a new run, or leave it out"
                 )
         elif key != "resume":
-            value = OmegaConf.select(OmegaConf.create(escape(settings)), key)
+            value = OmegaConf.select(asked, key)
             # The settings are resolved, so that the corpus has a path of its own.
             for place in {key, key.replace("data.", "data.corpus.")}:
                 OmegaConf.update(changed, place, value, merge=False)
-    result: Any = OmegaConf.to_container(changed, resolve=True)
-    check_sections(result)
-    epochs = result["trainer"]["max_epochs"]
-    if isinstance(epochs, int) and isinstance(planned, int) and epochs < planned:
+    result = check_settings(OmegaConf.to_container(changed, resolve=True))
+    epochs = result.trainer.max_epochs
+    if epochs < planned:
         raise UsageError(f"trainer.max_epochs={epochs} cannot become less than the run's {planned}: it may only grow")
-    scheduler = result["schedule"]["scheduler"]
-    made_for = scheduler.get("epochs") if isinstance(scheduler, dict) else None
+    made_for = (result.schedule.scheduler or {}).get("epochs")
     if made_for in (None, epochs):
         return result, []
     return result, [f"the scheduler was made for {made_for} epochs: after them the rate stays as it is"]
