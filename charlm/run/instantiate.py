@@ -59,23 +59,23 @@ def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> 
     return {key: value for key, value in node.items() if key not in unknown}
 
 
-def signature(target: Any) -> dict[str, inspect.Parameter] | None:
+def signature(target: Any, *, evaluate: bool = False) -> dict[str, inspect.Parameter] | None:
     """The parameters of a class or function by name, or None where it takes any.
 
-    A constructor with ``**options`` passes them on to the next class's.
+    A constructor with ``**options`` passes them on to that of the next class. `evaluate` makes annotations objects.
     """
     found: dict[str, inspect.Parameter] = {}
-    constructors = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
-    for function in constructors if inspect.isclass(target) else [target]:
+    classes = target.__mro__ if inspect.isclass(target) else ()
+    for function in [cls.__init__ for cls in classes if "__init__" in vars(cls)] or [target]:
         try:
-            parameters = inspect.signature(function).parameters.values()
+            parameters = inspect.signature(function, eval_str=evaluate).parameters
         except (TypeError, ValueError):
             return None
-        found = {
-            p.name: p for p in parameters if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        } | found
-        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
-            return found
+        kinds = {parameter.kind for parameter in parameters.values()}
+        named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = named | found
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return {name: parameter for name, parameter in found.items() if name != "self"}
     return None
 
 
