@@ -1,4 +1,4 @@
-"""From a composed config to what a run is made of: data, model, callbacks, trainer."""
+"""From settings to the objects of a run: data, model, callbacks, trainer."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def build_model(
     run: dict[str, Any],
     trust: Iterable[str] | None = (),
 ) -> CharLM:
-    """The network that ``model`` describes with its optimiser and scheduler; refuses arguments that cannot be.
+    """The LightningModule with its network, optimiser and scheduler. Raises UsageError for invalid arguments.
 
-    `trust` is as in `build_network`.
+    `trust` is that of `build_network`.
     """
     check_size(settings.model, len(data.vocab), trust)
     network = build_network(settings.model, len(data.vocab), trust)
@@ -78,7 +78,7 @@ def build_model(
     scheduler = instantiate("schedule.scheduler", settings.schedule.scheduler, given)
     check_interval(scheduler, settings.schedule.interval)
     if str(settings.trainer.precision).endswith("-mixed") and optimizer.keywords.get("fused"):
-        optimizer = partial(optimizer, fused=False)  # Lightning cannot clip scaled gradients of a fused optimiser
+        optimizer = partial(optimizer, fused=False)  # Lightning cannot clip the scaled gradients of a fused optimiser
     entry = pack(settings.model, data.vocab, data.normalisation, settings.model_dump(), corpus, run)
     model = CharLM(
         network,
@@ -89,7 +89,7 @@ def build_model(
         settings.objective,
         entry,
     )
-    model.configure_optimizers()  # a refused argument shows now
+    model.configure_optimizers()  # raises for an invalid argument before training
     return model
 
 
@@ -108,36 +108,36 @@ def fill_in_lengths(schedule: ScheduleOptions, epochs: int, steps_per_epoch: int
 
 
 def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | None = ()) -> None:
-    """Raise UsageError for a network that this machine could not train, before any memory is taken."""
+    """Raise UsageError for a network that does not fit in memory, before allocating any."""
     with torch.device("meta"), at_most(MOST_TENSORS, "are allowed"), torch.random.fork_rng(devices=[]):
         count = sum(p.numel() for p in build_network(spec, vocab_size, trust).parameters())
-    needed, there = 16 * count, memory()  # weights, gradients and Adam's two averages, four bytes each
-    if needed > there:
+    needed, available = 16 * count, memory()  # weights, gradients and Adam's two averages, four bytes each
+    if needed > available:
         raise UsageError(
-            f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, and there are {there / 1e9:,.1f} GB: "
+            f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, but only {available / 1e9:,.1f} GB are available: "
             f"lower model.hidden_size, model.embedding_size or model.layers"
         )
 
 
 def memory() -> float:
-    """How many bytes this process may use: the machine's, or less where a container or the user limits them."""
+    """The memory in bytes that this process may use: the machine's, or the limit set by a container or the user."""
     limits: list[float] = [math.inf]
     with contextlib.suppress(ImportError, AttributeError):  # not on Windows
         import resource
 
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit in it ("max")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limit for limit in limits if limit > 0)
 
 
 class _NoProfiler(PassThroughProfiler):
-    """Lightning asks its profiler some sixty times a step; one shared context answers fastest."""
+    """A profiler that costs nothing: Lightning calls it some sixty times per step."""
 
     _nothing = contextlib.nullcontext()
 
-    # Lightning's type is of what `@contextmanager` makes; all that it does is enter and leave it.
+    # The base class promises what `@contextmanager` returns; Lightning only enters and leaves it.
     def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         return self._nothing
 
@@ -145,7 +145,7 @@ class _NoProfiler(PassThroughProfiler):
 def build_trainer(
     options: TrainerOptions, folder: Path, callbacks: list[pl.Callback], store: Store, *, validate: bool
 ) -> pl.Trainer:
-    """Lightning's Trainer, quiet: what a person sees comes from `Terminal`; its checkpoints go to `store`."""
+    """Lightning's Trainer without its own output; `Terminal` prints instead, and checkpoints are written to `store`."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     arguments = {"profiler": _NoProfiler(), **options.model_dump()}
     if options.accelerator == "auto":

@@ -24,10 +24,10 @@ FALLBACK = "python_docs"  # the corpus that needs no download
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is besides its settings: where it goes and how it was asked for.
+    """What defines a run besides its settings: its folder and how it was started.
 
-    `substitute` composes the settings with a corpus that needs no download, for a run whose corpus the user did not
-    name (else None). `number` and `sweep` are those of a job in a multirun.
+    `number` and `sweep` identify a job of a multirun. `substitute` composes the settings with a corpus that needs no
+    download; it is None if the user or an experiment names the corpus.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Job:
 
 
 def job_from_hydra(config: DictConfig) -> tuple[Settings, Job]:
-    """The settings and the job of the program that Hydra has started."""
+    """The settings and the job of a program that Hydra has started."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
     multirun = hydra.mode == RunMode.MULTIRUN
@@ -62,9 +62,9 @@ def job_from_hydra(config: DictConfig) -> tuple[Settings, Job]:
 
 
 def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> tuple[Settings, Job]:
-    """The settings and the job of a run that is started from Python, without Hydra's globals.
+    """The settings and the job of a run that is started from Python, without Hydra's global state.
 
-    `folder` is the run folder (None: a new one in ``runs/``). Raises UsageError for overrides that cannot be.
+    `folder` is the run folder (None: a new one in ``runs/``). Raises UsageError for invalid overrides.
     """
     if not CONF.is_dir():
         raise UsageError(f"there is no {CONF}: install charlm from a clone with pip install -e .")
@@ -87,7 +87,7 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
 
 
 def substitution(name: str | None, overrides: list[str], experiment: object) -> Callable[[], Settings] | None:
-    """What composes the settings again with the corpus that every Python has, where the user named no other."""
+    """A function that composes the settings with the fallback corpus; None if a corpus was named."""
     if experiment or any(override.split("=")[0] == "data" for override in overrides):
         return None
 

@@ -1,4 +1,4 @@
-"""From a section of the settings to the object it describes, with mistakes as one sentence each."""
+"""From a section of the settings to the object that it describes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from charlm.text.corpus import Corpus
 
 
 def instantiate(name: str, node: Any, given: Collection[str] = ()) -> Any:
-    """What `node`, the section `name` of the settings, describes by ``_target_`` and arguments; None for None.
+    """The object that `node`, the section `name`, describes by ``_target_`` and arguments; None for None.
 
-    `given` are the options that the user set: see `known_arguments`. Raises UsageError, naming the section, for what
-    cannot be built.
+    `given` holds the names of the options that the user set: see `known_arguments`. Raises UsageError, naming the
+    section, if the object cannot be built.
     """
     if node is None:
         return None
@@ -35,7 +35,7 @@ def instantiate(name: str, node: Any, given: Collection[str] = ()) -> Any:
 
 
 def resolve_target(name: str, target: object) -> Any:
-    """The class or function that ``_target_`` names. Raises UsageError for what cannot be imported."""
+    """The class or function that ``_target_`` names. Raises UsageError if it cannot be imported."""
     try:
         return hydra.utils.get_object(str(target))
     except Exception as error:
@@ -44,9 +44,9 @@ def resolve_target(name: str, target: object) -> Any:
 
 
 def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """`node` without the arguments that its target does not take, as when ``optimizer._target_`` alone was changed.
+    """`node` without arguments that its target does not take, as when only ``optimizer._target_`` was changed.
 
-    Raises UsageError for one of them that the user asked for.
+    Raises UsageError if the user set one of them.
     """
     parameters = signature(resolve_target(name, node["_target_"]))
     if parameters is None:
