@@ -114,8 +114,8 @@ def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | Non
     needed, available = 16 * count, memory()  # weights, gradients and Adam's two averages, four bytes each
     if needed > available:
         raise UsageError(
-            f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, but only {available / 1e9:,.1f} GB are available: "
-            f"lower model.hidden_size, model.embedding_size or model.layers"
+            f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, but there are only "
+            f"{available / 1e9:,.1f} GB: lower model.hidden_size, model.embedding_size or model.layers"
         )
 
 

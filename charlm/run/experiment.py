@@ -53,10 +53,10 @@ from charlm.training.module import CharLM, parameter_count
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run: its loss to minimise, and what is left of it.
+    """The outcome of a run.
 
-    `nats` is the best validation loss per character, or the best epoch's training loss without validation;
-    `history` has a row an epoch as in ``metrics.csv``, `summary` what is in ``summary.json``.
+    `nats` is the best validation loss per character, or the best training loss without validation. `history` has the
+    rows of ``metrics.csv``, one per epoch, and `summary` the content of ``summary.json``.
     """
 
     nats: float

@@ -1,8 +1,8 @@
 """What to train: a new run, or an earlier one with ``python train.py resume=RUN``.
 
 A resumed run takes everything from its checkpoint: config, corpus checksum, weights, optimiser, scheduler, carried
-state, position in the epoch, random states, and the rows of ``metrics.csv``. On the CPU, with the same number of threads,
-the result is bit for bit that of an uninterrupted run.
+state, position in the epoch, random states, and the rows of ``metrics.csv``. On the CPU, with the same number of
+threads, the result is bit for bit that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def change(
     epochs = result.trainer.max_epochs
     if epochs < planned:
         raise UsageError(
-            f"trainer.max_epochs={epochs} is less than the {planned} epochs of this run: a resumed run can only get longer"
+            f"trainer.max_epochs={epochs} is less than the run's {planned}: a resumed run can only get longer"
         )
     made_for = (result.schedule.scheduler or {}).get("epochs")
     if made_for in (None, epochs):

@@ -312,7 +312,7 @@ def test_a_folder_with_a_run_in_it_is_left_as_it_is(train_here: Program, run_fol
         (run_folder / name).parent.mkdir(parents=True, exist_ok=True)
         (run_folder / name).write_text(f"precious {name}")
     before = contents(run_folder)
-    assert train_here().is_refusal("holds a run already", "choose another hydra.run.dir")
+    assert train_here().is_refusal("already holds a run", "choose another hydra.run.dir")
     assert contents(run_folder) == before
 
 

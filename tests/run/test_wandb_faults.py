@@ -207,7 +207,7 @@ def test_no_server_stops_training(fault: str, programs: dict[str, tuple[Path, st
     assert_complete(folder)
     print(line, summary(folder)["seconds"])
     assert summary(folder)["seconds"] < 60
-    (stored,) = (path for path in folder.glob("wandb/*run-*") if f"/wandb/{path.name} sends it later" in line)
+    (stored,) = (path for path in folder.glob("wandb/*run-*") if f"/wandb/{path.name} uploads it later" in line)
     assert stored.name.startswith("run-" if fault == "dies" else "offline-run-")
     assert logged_steps(folder) == STEPS  # nothing is lost
     ids = {path.stem for path in folder.glob("wandb/*run-*/*.wandb")}
