@@ -150,7 +150,7 @@ def test_resuming_a_finished_run_changes_nothing(train: Train, capsys: pytest.Ca
     assert differences(before, run) == []
     assert (run / "metrics.csv").read_bytes() == (before / "metrics.csv").read_bytes()
     assert (
-        f"this run was done after {EPOCHS} epochs; trainer.max_epochs={EPOCHS + 1} or more would resume it"
+        f"this run had already finished its {EPOCHS} epochs; trainer.max_epochs={EPOCHS + 1} or more continues it"
         in capsys.readouterr().out
     )
 
