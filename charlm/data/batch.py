@@ -1,4 +1,4 @@
-"""`Batch`: what a model reads in one step."""
+"""`Batch`: the inputs and targets of one step."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 IGNORE = -100
-"""Target of a padded position; `torch.nn.functional.cross_entropy` leaves it out by default."""
+"""Target of a padded position, which `torch.nn.functional.cross_entropy` ignores by default."""
 
 
 class Batch(NamedTuple):
     """Inputs `x` and targets `y`, int64 (B, T).
 
-    `first` is True when no row continues an earlier batch, False when all do, or says so of each row: bool
-    (B). `padded` is how many targets of a training batch are `IGNORE`.
+    `first`: whether the rows start without an earlier state, for all of them or for each: bool (B). `padded`: how many
+    targets of a training batch are `IGNORE`.
     """
 
     x: Tensor

@@ -1,4 +1,4 @@
-"""Streams of several texts side by side, each with its own rows of every batch."""
+"""Batches with rows from several texts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from charlm.data.streams import Streams, edges
 
 
 class Mix:
-    """Streams of several texts side by side (fast.ai's MixIterator): rows of each in every batch.
+    """Streams of several texts, each with its own rows in every batch (fast.ai's MixIterator).
 
-    An epoch is one pass over the first text, from its beginning. The others go on from batch to batch and
-    from epoch to epoch, and begin again, with a fresh state in their rows, after their own last window.
-    Where windows of one batch differ in length (a text's last one may be shorter), the shorter is filled
-    up with targets `IGNORE`.
+    An epoch is one pass over the first text. The others continue from epoch to epoch and start over, with a fresh state
+    in their rows, when they end. The last window of a text may be shorter than those of the others in its batch; it is
+    padded with targets `IGNORE`.
 
-    Arguments: `sources`, without jitter and all of one bptt; `before`, called when an epoch starts, gives
-    the number of batches in all epochs before it, and with it every other text's place.
+    `sources` have no jitter and the same bptt. `before` is called at the start of an epoch and returns the number of
+    batches in all earlier epochs, which determines where in the other texts the epoch starts.
     """
 
     def __init__(self, sources: list[Streams], before: Callable[[], int]) -> None:

@@ -1,7 +1,7 @@
-"""Cut a text into equal contiguous streams that are stacked as the rows of a batch ("wrinkle 2" of the lesson).
+"""Contiguous streams of equal length, stacked as the rows of a batch ("wrinkle 2" of the lesson).
 
-Each batch is the next `bptt` columns: row b of a batch continues exactly where row b of the batch before ended, so a
-recurrent state may be carried over.
+Each batch is the next `bptt` columns: row b continues where row b of the previous batch ended, so that the recurrent
+state can be carried over.
 
 Shapes: N ids, B rows, L columns in a stream, T time steps in a batch.
 """
@@ -18,10 +18,10 @@ from charlm.data.batch import IGNORE, Batch
 
 
 def stack(ids_N: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Stack into streams for training: x and y of shape (B, L), views of `ids_N`.
+    """Streams for training: x and y of shape (B, L), views of `ids_N`.
 
-    ``x = ids[:-1]`` and ``y = ids[1:]`` are stacked separately, so no target is lost at a seam. The
-    last ``(N - 1) % batch_size`` targets are left out.
+    ``x = ids[:-1]`` and ``y = ids[1:]`` are stacked separately, so that no target is lost between rows. The last
+    ``(N - 1) % batch_size`` targets are dropped.
     """
     columns = (len(ids_N) - 1) // batch_size
     used = batch_size * columns
@@ -29,10 +29,7 @@ def stack(ids_N: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 def stack_all(ids_N: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Stack into streams for evaluation: like `stack`, but every target is in.
-
-    The end of the last rows is filled up with targets `IGNORE`.
-    """
+    """Streams for evaluation: like `stack`, but with every target; the end is padded with targets `IGNORE`."""
     targets = len(ids_N) - 1
     columns = -(-targets // batch_size)
     fill = ids_N.new_zeros(batch_size * columns - targets)
@@ -44,8 +41,7 @@ def stack_all(ids_N: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
 def edges(columns: int, bptt: int, jitter: int = 0, rng: torch.Generator | None = None) -> list[int]:
     """Where to cut `columns` into windows of `bptt`, the last one ragged: ``[0, bptt, …, columns]``.
 
-    With `jitter` j every inner edge moves by a random whole number in [-j, j], so windows differ in
-    length and their seams in place, while the number of windows stays the same.
+    `jitter` j moves every inner edge by a random integer in [-j, j]; the number of windows stays the same.
     """
     inner = torch.arange(bptt, max(columns, bptt), bptt)
     if jitter:
@@ -55,16 +51,16 @@ def edges(columns: int, bptt: int, jitter: int = 0, rng: torch.Generator | None 
 
 
 def epoch_rng(seed: int, epoch: int) -> torch.Generator:
-    """Random numbers of their own for every (seed, epoch), so that any epoch can be made again."""
+    """A generator for each (seed, epoch), so that any epoch can be reproduced on its own."""
     # The constants of a Weyl sequence keep neighbouring seeds and epochs far apart.
     return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03) % 2**63)
 
 
 class Streams:
-    """An epoch over stacked streams, `bptt` columns at a time; every column is used once.
+    """One epoch of stacked streams, `bptt` columns at a time.
 
-    Arguments: `x_BL`, `y_BL` as from `stack`; `jitter` as in `edges` (at most ``(bptt - 1) // 2``);
-    `rng`, called when an epoch starts, gives the random numbers that move its edges.
+    `x_BL` and `y_BL` are from `stack` or `stack_all`, `jitter` is as in `edges` (at most ``(bptt - 1) // 2``). `rng` is
+    called at the start of an epoch and returns the generator of its jitter.
     """
 
     def __init__(

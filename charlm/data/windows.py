@@ -1,4 +1,4 @@
-"""Independent windows of a text, in random order when shuffled."""
+"""Independent windows of a text, in order or shuffled."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from charlm.data.batch import Batch
 
 
 class Windows:
-    """An epoch over windows of `length` inputs and the `length` targets one to the right.
+    """One epoch of windows: `length` inputs and the `length` targets one to their right.
 
-    Arguments: `ids_N`; `starts`, where each window begins (at most ``N - 1 - length``); `rng`, called
-    when an epoch starts, gives the random numbers of its order (None: as in `starts`). The last batch may
-    be smaller.
+    `starts` holds the position of each window, at most ``N - 1 - length``. `rng` is called at the start of an epoch and
+    returns the generator that shuffles them; None keeps their order. The last batch may be smaller.
     """
 
     def __init__(
@@ -27,7 +26,7 @@ class Windows:
         *,
         rng: Callable[[], torch.Generator] | None = None,
     ) -> None:
-        # A view: row i is the window at i together with the one target after its end.
+        # A view: row i is the window at i, with the one target after its end.
         self.rows = ids_N.unfold(0, length + 1, 1)
         self.starts, self.batch_size, self.rng = starts, batch_size, rng
 
@@ -45,5 +44,5 @@ class Windows:
 
 
 def window_starts(ids: int, length: int, stride: int) -> Tensor:
-    """Where windows of `length` inputs begin in a text of `ids` characters: 0, stride, 2·stride, …"""
+    """The starts of all windows of `length` inputs in a text of `ids` characters: 0, stride, 2·stride, …"""
     return torch.arange(0, max(ids - length, 0), stride)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, where it came from, and remarks for the user about how it was read.
+    """A text, its source, and notices for the user about how it was read.
 
-    `sha256` is of the text in UTF-8, which for one UTF-8 file is the file's own checksum. `extra` are
-    further texts to train on, beside the main one (see `mix`).
+    `sha256` is the checksum of the text in UTF-8; for a single UTF-8 file, that is the file's own. `extra` are further
+    texts to train on (see `mix`).
     """
 
     text: str
@@ -23,5 +23,5 @@ class Corpus:
 
 
 def make_corpus(text: str, source: str, notices: Sequence[str] = ()) -> Corpus:
-    """A corpus with the checksum of its text."""
+    """A corpus whose checksum is computed here."""
     return Corpus(text, source, hashlib.sha256(text.encode()).hexdigest(), tuple(notices))

@@ -1,7 +1,7 @@
-"""Get a file whose checksum is known from the web, whatever the servers do.
+"""Download a file with a known checksum from servers that may fail in any way.
 
-What they send is kept in memory, where a corpus has to fit anyway, until it is known to be right: a
-process that is killed meanwhile leaves no half file behind.
+The body stays in memory, where a corpus has to fit anyway, until its checksum has been verified, so that a killed
+process leaves no partial file behind.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from charlm.errors import UsageError
 
 SILENCE = 20.0  # seconds to wait for a connection, and for each next byte
 WINDOW, LEAST = 30.0, 10_000  # give up on a server that sends fewer than LEAST bytes in WINDOW seconds
-LARGEST = 2**30  # bytes, after decompression; enwik9 would fit
+LARGEST = 2**30  # bytes after decompression, enough for enwik9
 CHUNK = 8192
 
-REASONS = (  # the first that fits
-    (requests.exceptions.Timeout, "no answer"),
-    (requests.exceptions.TooManyRedirects, "redirects without end"),
-    (requests.exceptions.ChunkedEncodingError, "the answer breaks off"),
-    (requests.exceptions.ContentDecodingError, "the answer is damaged"),
+REASONS = (  # the first match counts
+    (requests.exceptions.Timeout, "no response"),
+    (requests.exceptions.TooManyRedirects, "too many redirects"),
+    (requests.exceptions.ChunkedEncodingError, "the response is incomplete"),
+    (requests.exceptions.ContentDecodingError, "the response is corrupt"),
     (requests.exceptions.ConnectionError, "the connection failed"),
 )
 
 
 class Unavailable(UsageError):
-    """A known corpus is not on this machine and could not be downloaded."""
+    """A corpus is not on this machine and could not be downloaded."""
 
 
 class Failed(Exception):
-    """Why an address does not give the file, in a few words."""
+    """Why a URL does not yield the file, in a few words."""
 
 
 def shown(name: object) -> str:
-    """A name as it can stand in a message: on one line and printable, whatever bytes are in it."""
+    """`name` in a message: on one line and printable, whatever bytes it contains."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
 
 
 def fetch(filename: str, sha256: str, urls: Sequence[str], cache: Path) -> bytes:
-    """The file with this checksum, from the first of `urls` that has it; kept in `cache` under its name.
+    """The file with this checksum from the first of `urls` that has it. It is stored in `cache`.
 
-    Raises `Unavailable` when there is no answer, UsageError when there are only wrong ones.
+    Raises UsageError for a file with another checksum, and `Unavailable` where no URL yields a file.
     """
     with storing(filename, cache):
-        cache.mkdir(parents=True, exist_ok=True)  # where that cannot be, nothing need be downloaded
+        cache.mkdir(parents=True, exist_ok=True)  # fail before the download
     failures, refused = [], []
     for url in urls:
         try:
@@ -73,14 +73,13 @@ def fetch(filename: str, sha256: str, urls: Sequence[str], cache: Path) -> bytes
         raise UsageError(f"{filename} was refused, its SHA-256 must be {sha256}: {'; '.join(refused)}")
     looked = f"it is not in CHARLM_DATA_DIR={shown(folder)}; " if (folder := os.environ.get("CHARLM_DATA_DIR")) else ""
     raise Unavailable(
-        f"{looked}{filename} could not be downloaded ({'; '.join(failures) or 'no address is given'}): "
-        f"put the file into a folder and set CHARLM_DATA_DIR to it, or use your own text with "
-        f"data=text data.path=FILE"
+        f"{looked}{filename} could not be downloaded ({'; '.join(failures) or 'no URL is given'}): "
+        f"set CHARLM_DATA_DIR to a folder with the file, or use your own text with data=text data.path=FILE"
     )
 
 
 def keep(data: bytes, filename: str, sha256: str, cache: Path) -> None:
-    """Store a file whole or not at all, whoever else does the same at the same time."""
+    """Store a file atomically, as other processes may be storing the same one."""
 
     def write(url: str, file: str, _: object) -> None:
         Path(file).write_bytes(data)
@@ -92,7 +91,7 @@ def keep(data: bytes, filename: str, sha256: str, cache: Path) -> None:
 
 @contextmanager
 def storing(filename: str, cache: Path) -> Iterator[None]:
-    """Turn what the disk has against it into a UsageError."""
+    """Turn an OSError into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -100,9 +99,9 @@ def storing(filename: str, cache: Path) -> Iterator[None]:
 
 
 class Transfer(threading.Thread):
-    """One request, in a thread of its own: only a thread can be left while a server makes it wait.
+    """One request in its own thread, because only a thread can be abandoned while a server keeps it waiting.
 
-    `body` is what has come so far, `total` how much it is to be, if the server says so.
+    `body` is what has arrived so far, `total` the size that the server states, or 0.
     """
 
     def __init__(self, url: str) -> None:
@@ -130,11 +129,11 @@ class Transfer(threading.Thread):
 
 
 def get(url: str, label: str = "") -> bytes:
-    """The body that `url` answers with; `label` stands beside the progress bar. Raises Failed."""
+    """The body at `url`, with a progress bar named `label`. Raises Failed."""
     transfer = Transfer(url)
     transfer.start()
     try:
-        # No bar where nobody looks, and none left over: what follows is the header, or one line of error.
+        # The bar is shown on a terminal only, and removed in the end.
         with tqdm(desc=label, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             mark, before = time.monotonic(), 0
             while transfer.is_alive():
@@ -153,10 +152,10 @@ def get(url: str, label: str = "") -> bytes:
 
 
 def explained(error: Exception) -> Exception:
-    """`error` as `Failed` where the address or the server is to blame; else, a bug, as it is."""
+    """`Failed` where the URL or the server is to blame; any other error, a bug, as it is."""
     for kind, reason in REASONS:
         if isinstance(error, kind):
             return Failed(reason)
-    # What requests does not translate comes from the layers below it; ValueError for an impossible address.
+    # requests does not translate every error of the layers below; a malformed URL raises ValueError.
     blamed = (requests.exceptions.RequestException, HTTPError, HTTPException, OSError, ValueError)
     return Failed(type(error).__name__) if isinstance(error, blamed) else error

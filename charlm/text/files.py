@@ -1,4 +1,4 @@
-"""Find files, read them and decode them, with one clear sentence for whatever cannot be read."""
+"""Find, read and decode files; whatever cannot be read raises a UsageError that says why."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from typing import NoReturn
 from charlm.errors import UsageError
 from charlm.text.download import shown
 
-SNIFF = 8192  # a NUL byte among a file's first bytes marks it as binary, as git decides it
-
-SLACK = 2**20  # read so much beyond a file's size; files in /proc say that theirs is 0
+SNIFF = 8192  # a file with a NUL byte among its first bytes is binary, as for git
+SLACK = 2**20  # bytes to read beyond a file's stated size, which is 0 in /proc
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """`folder` and every folder below it, each with what is in it and not hidden, except folders to walk into."""
+    """`folder` and every folder below it, each with its files and links. Hidden files and folders are left out."""
     for parent, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        links = [name for name in folders if os.path.islink(Path(parent, name))]  # not followed: no loops
+        links = [name for name in folders if os.path.islink(Path(parent, name))]  # not followed: they may form a loop
         yield Path(parent), [Path(parent, name) for name in names + links if not name.startswith(".")]
 
 
 def expand_glob(pattern: Path) -> set[Path]:
-    """The matches that are no folders. Unlike in ``glob.glob``, ``**`` follows no links, which could lead back up.
+    """The matches that are not folders.
 
-    The links to folders that it came by are among the matches.
+    Unlike in ``glob.glob``, ``**`` does not follow links to folders, which may form a loop; it lists them as matches.
     """
     if "**" not in pattern.parts:
         return {Path(match) for match in glob.glob(str(pattern)) if not os.path.isdir(match)}
@@ -43,7 +42,7 @@ def expand_glob(pattern: Path) -> set[Path]:
 
 
 def is_regular_file(path: Path) -> bool:
-    """Whether that is a regular file; a link that leads nowhere is not. Raises UsageError if it cannot be told."""
+    """Whether `path` is a regular file; a broken link is not. Raises UsageError where this cannot be determined."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
@@ -51,30 +50,30 @@ def is_regular_file(path: Path) -> bool:
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """One text of many, with a line break after each that lacks one."""
+    """Join texts, with a line break after each that does not end with one."""
     return "".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a file. Raises UsageError for what is no file, and for a file that changes meanwhile."""
+    """The content of a file. Raises UsageError for anything but a regular file, and for one that is being written."""
 
-    def open_at_once(name: str, flags: int) -> int:  # whatever is there: a FIFO would wait for a writer
+    def open_at_once(name: str, flags: int) -> int:  # a FIFO would wait for a writer
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     try:
         with open(path, "rb", opener=open_at_once) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
-                raise UsageError(f"{shown(path)} is not a file: remove it, or put what comes out of it into a file")
-            most = before.st_size + SLACK  # not to the end: one that always grows has none
-            data = file.read(most) or b""  # None: it would have to wait, as for some files in /proc
+                raise UsageError(f"{shown(path)} is not a regular file: remove it, or save its output to a file")
+            most = before.st_size + SLACK  # a limit, because a file that keeps growing has no end
+            data = file.read(most) or b""  # None where reading would block, as for some files in /proc
             after = os.fstat(file.fileno())
     except OSError as error:
         _unreadable(error, path)
     except MemoryError:
-        raise UsageError(f"{shown(path)} does not fit into memory: give less text") from None
+        raise UsageError(f"{shown(path)} does not fit into memory: use a shorter text") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) == most:
-        raise UsageError(f"{shown(path)} changed while it was being read: start again when it is complete")
+        raise UsageError(f"{shown(path)} changed while it was being read: start again once it is complete")
     return data
 
 
@@ -83,17 +82,17 @@ def _unreadable(error: OSError, path: Path | None = None) -> NoReturn:
 
 
 def decode(data: bytes, path: Path, encoding: str) -> str:
-    """The text that `data` holds. Raises UsageError, with the offset, for bytes that are not `encoding`."""
+    """Decode `data`. Raises UsageError, with the offset, where it is not valid `encoding`."""
     try:
         text = data.decode(encoding)
-        text.encode()  # utf-7 and the like can make half a surrogate pair, which no file or terminal takes
+        text.encode()  # utf-7 and others can yield lone surrogates, which cannot be written to a file or terminal
     except LookupError:
         raise UsageError(f"data.encoding={shown(encoding)} is not an encoding that Python knows") from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{shown(path)} is not {shown(encoding)}: byte 0x{data[error.start]:02X} at offset {error.start} does not "
-            f"fit; say how the text is stored with data.encoding=, for example data.encoding=latin-1"
+            f"{shown(path)} is not {shown(encoding)}: byte 0x{data[error.start]:02X} at offset {error.start} is "
+            f"invalid; give the file's encoding, for example data.encoding=latin-1"
         ) from None
-    except ValueError as error:  # codecs that are not for text, names that cannot be one
+    except ValueError as error:  # codecs that are not for text, names that no codec can have
         raise UsageError(f"{shown(path)} cannot be read with data.encoding={shown(encoding)}: {shown(error)}") from None
-    return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")  # a byte order mark is not text
+    return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")  # a byte order mark

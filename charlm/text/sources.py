@@ -1,7 +1,6 @@
-"""Where a text comes from.
+"""The functions that read a corpus; ``conf/data/*.yaml`` names one of them.
 
-Every function here returns a `Corpus`; `conf/data/*.yaml` chooses one by name. A corpus that cannot be downloaded
-raises `Unavailable`; a mistake of the user's raises a plain `UsageError`.
+They raise `Unavailable` for a corpus that cannot be downloaded, and UsageError for whatever else is wrong.
 """
 
 from __future__ import annotations
@@ -12,8 +11,12 @@ import re
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
+from typing import Annotated
 
-from charlm.errors import UsageError
+from pydantic import AfterValidator, Field
+
+from charlm.errors import OptionError, UsageError
+from charlm.options import checked
 from charlm.text.corpus import Corpus, make_corpus
 from charlm.text.download import Unavailable, fetch, shown
 from charlm.text.files import SNIFF, decode, expand_glob, is_regular_file, join_texts, read_bytes, walk
@@ -26,13 +29,30 @@ def cache_dir() -> Path:
     return Path(pooch.os_cache("charlm"))
 
 
-def download(filename: str, sha256: str, urls: Sequence[str], encoding: str = "utf-8") -> Corpus:
-    """A known file: from `$CHARLM_DATA_DIR`, else the user cache, else from the first URL that works.
+def _plain_name(name: str) -> str:
+    # It must not lead out of the cache. PureWindowsPath knows drives and both separators.
+    if not name.isprintable() or name in ("", "..") or PureWindowsPath(name).name != name:
+        raise OptionError("", "must be the name of a file, without a folder", name)
+    return name
 
-    A file whose SHA-256 differs from `sha256` is refused wherever it came from, with both sums.
-    `filename` is a plain name, without a folder. Raises `Unavailable` when no URL answers as it should.
+
+def _checksum(digits: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise OptionError("", "must be 64 hexadecimal digits in lower case", digits)
+    return digits
+
+
+@checked
+def download(
+    filename: Annotated[str, AfterValidator(_plain_name), Field(description="Name of the file, without a folder.")],
+    sha256: Annotated[str, AfterValidator(_checksum), Field(description="SHA-256 of the file.")],
+    urls: Annotated[list[str], Field(description="Where to download it, tried in order.")],
+    encoding: Annotated[str, Field(description="Encoding of the file.")] = "utf-8",
+) -> Corpus:
+    """A file with a known checksum, from ``$CHARLM_DATA_DIR``, else the user's cache, else the first URL that works.
+
+    Raises UsageError for a file with another checksum, and `Unavailable` where no URL yields a file.
     """
-    _check_download(filename, sha256, urls)
     folders = [Path(folder) for folder in [os.environ.get("CHARLM_DATA_DIR")] if folder] + [cache_dir()]
     for path in (folder / filename for folder in folders):
         if os.path.exists(path):
@@ -40,7 +60,7 @@ def download(filename: str, sha256: str, urls: Sequence[str], encoding: str = "u
             found = hashlib.sha256(data).hexdigest()
             if found != sha256:
                 raise UsageError(
-                    f"{shown(path)} is not the {filename} that is expected: its SHA-256 is {found}, not {sha256}; "
+                    f"{shown(path)} is not the expected {filename}: its SHA-256 is {found}, not {sha256}; "
                     f"delete it to download it again"
                 )
             break
@@ -49,30 +69,15 @@ def download(filename: str, sha256: str, urls: Sequence[str], encoding: str = "u
     return Corpus(decode(data, path, encoding), shown(path), sha256)
 
 
-def _check_download(filename: object, sha256: object, urls: object) -> None:
-    """Refuse what a config may not say; above all a name that leads out of the cache."""
-    name = filename if isinstance(filename, str) and filename.isprintable() else ""
-    # PureWindowsPath knows both kinds of separator, and drives.
-    if name in ("", "..") or PureWindowsPath(name).name != name:
-        raise UsageError(f"data.corpus.filename={shown(filename)} must be the name of a file, without a folder")
-    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise UsageError(f"data.corpus.sha256={shown(sha256)} must be 64 hexadecimal digits, in lower case")
-    if isinstance(urls, str) or not isinstance(urls, Sequence) or not all(isinstance(url, str) for url in urls):
-        raise UsageError(f"data.corpus.urls={shown(urls)} must be a list of addresses, as in [https://example.org/a]")
-
-
 def python_docs() -> Corpus:
-    """The English language reference that every CPython carries (`pydoc_data.topics`, 465 kB)."""
+    """Python's language reference, which is part of every CPython (`pydoc_data.topics`, 465 kB)."""
     from pydoc_data.topics import topics
 
     return make_corpus("\n\n".join(topics[key].strip() for key in sorted(topics)) + "\n", "pydoc_data.topics")
 
 
 def python_source() -> Corpus:
-    """The standard library's own Python files (about 12 MB), tests and site-packages left out.
-
-    Files go by their path below the library's folder, sorted.
-    """
+    """The Python files of the standard library (about 12 MB) without tests and site-packages, sorted by path."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     files = sorted(p for p in root.rglob("*.py") if skipped.isdisjoint(p.relative_to(root).parts))
@@ -82,7 +87,7 @@ def python_source() -> Corpus:
 
 
 def mix(paths: Sequence[str], encoding: str = "utf-8") -> Corpus:
-    """Several texts, each as `read` reads it: the first is the main one, the others are its `extra`."""
+    """Several texts, each from `read`: the first is the main one, the others are its `extra`."""
     if not isinstance(paths, list | tuple) or len(paths) < 2:
         raise UsageError("data=mix needs two or more texts: data.paths=[FILE,FILE]; the first is the main one")
     corpora = [read(path, encoding, f"data.paths[{i}]") for i, path in enumerate(paths)]
@@ -92,12 +97,12 @@ def mix(paths: Sequence[str], encoding: str = "utf-8") -> Corpus:
 
 
 def read(path: str, encoding: str = "utf-8", option: str = "data.path") -> Corpus:
-    """The user's own text: a file, a folder (searched to the bottom), or a glob such as ``notes/*.md``.
+    """The user's own text: a file, a folder with all folders below it, or a glob such as ``notes/*.md``.
 
-    Files go in sorted order, joined by a line break where one lacks it. Hidden files are left out of
-    folders; binary ones (a NUL byte near the start) are left out of folders and globs, with a notice, as
-    are links to folders, links to nothing, and devices. Whatever else cannot be read is refused, not left out.
-    Line ends are kept as they are. `option` is what messages call the path.
+    Files are joined in sorted order, with a line break after each that does not end with one. Hidden files in folders
+    are left out. So are, with a notice, binary files (a NUL byte near the start), links to folders, broken links and
+    devices. Anything else that cannot be read raises UsageError. Line endings are kept. `option` is the path's name in
+    messages.
     """
     if not path:
         raise UsageError(f"{option} is empty: give {option}=FILE, FOLDER or GLOB")
@@ -107,7 +112,7 @@ def read(path: str, encoding: str = "utf-8", option: str = "data.path") -> Corpu
         where = Path(path).expanduser()
         is_file, is_folder, is_there = where.is_file(), where.is_dir(), where.exists()
         matches = set() if is_there else expand_glob(where)
-    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a user that is not there
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, an unknown ~user
         raise UsageError(f"{option}={name} cannot be a file or folder: {shown(error)}") from None
     if is_file:
         text = decode(read_bytes(where), where, encoding)
@@ -115,7 +120,7 @@ def read(path: str, encoding: str = "utf-8", option: str = "data.path") -> Corpu
             raise UsageError(f"{name} is empty: {option} needs a file with text in it")
         return make_corpus(text, name)
     if is_there and not is_folder:
-        raise UsageError(f"{option}={name} is neither a file nor a folder: put what comes out of it into a file")
+        raise UsageError(f"{option}={name} is neither a file nor a folder: save its output to a file")
     if is_folder:
         matches = {path for _, inside in walk(where) for path in inside}
     found = {path for path in matches if is_regular_file(path)}
@@ -131,11 +136,11 @@ def read(path: str, encoding: str = "utf-8", option: str = "data.path") -> Corpu
             binary.append(file)
         else:
             texts.append(decode(data, file, encoding))
-    others = f" and {len(odd)} that are no files" if odd else ""
+    others = f" and {len(odd)} that are not regular files" if odd else ""
     if not any(texts):
         raise UsageError(
-            f"{option}={name} holds no text ({len(texts)} empty and {len(binary)} binary files){others}: "
-            f"point it at a folder with text files"
+            f"{option}={name} contains no text ({len(texts)} empty and {len(binary)} binary files){others}: "
+            f"give a folder with text files"
         )
     notices = []
     if binary:

@@ -8,13 +8,12 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from charlm.data.module import CharDataModule
 from charlm.data.streams import stack
 from charlm.data.windows import window_starts
 from charlm.text.vocab import Vocab
+from tests.helpers import data_module
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
-OWN = {"name", "corpus"}  # what is in a data/*.yaml beside the options of CharDataModule
 
 
 def load(name: str):
@@ -22,7 +21,7 @@ def load(name: str):
     folder = os.environ.get("CHARLM_DATA_DIR", "")
     if not folder or not Path(folder, config.corpus.filename).is_file():
         pytest.skip(f"{config.corpus.filename} is not in $CHARLM_DATA_DIR ({folder or 'not set'})")
-    return instantiate(config.corpus), {key: value for key, value in config.items() if key not in OWN}
+    return instantiate(config.corpus, _convert_="all"), OmegaConf.to_container(config)
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +32,13 @@ def nietzsche():
 @pytest.fixture(scope="module")
 def stateful():
     corpus, options = load("nietzsche")
-    return CharDataModule(corpus, **options)
+    return data_module(corpus, **options)
 
 
 @pytest.fixture(scope="module")
 def tinyshakespeare():
     corpus, options = load("tinyshakespeare")
-    return CharDataModule(corpus, **options)
+    return corpus.text, data_module(corpus, **options)
 
 
 def test_the_corpus_has_600893_characters_in_600901_bytes(nietzsche):
@@ -73,7 +72,7 @@ def test_the_number_of_windows(nietzsche, length, stride, windows):
 
 @pytest.mark.parametrize(("length", "stride", "windows"), [(3, 3, 200_297), (8, 1, 600_885), (8, 8, 75_111)])
 def test_the_data_module_makes_those_windows(nietzsche, length, stride, windows):
-    data = CharDataModule(nietzsche, mode="windows", bptt=length, stride=stride, val=0, batch_size=512, pad=True)
+    data = data_module(nietzsche, mode="windows", bptt=length, stride=stride, val=0, batch_size=512, pad=True)
     loader = data.train_dataloader()
     assert len(loader.starts) == windows
     assert loader.rows.shape == (600_893 - length, length + 1)
@@ -82,7 +81,7 @@ def test_the_data_module_makes_those_windows(nietzsche, length, stride, windows)
 
 
 def test_a_random_split_shares_out_the_lessons_windows(nietzsche):
-    data = CharDataModule(nietzsche, mode="windows", split="random", bptt=8, stride=8, val=0.2, pad=True)
+    data = data_module(nietzsche, mode="windows", split="random", bptt=8, stride=8, val=0.2, pad=True)
     assert sum(data.sizes.values()) == 75_111
 
 
@@ -92,10 +91,10 @@ def test_the_stateful_protocol_splits_493747_and_107146(stateful):
     assert stateful.vocab.decode(stateful.ids_N.numpy()[:7]) == "preface"
 
 
-def test_the_stateful_protocol_has_56_symbols(stateful):
+def test_the_stateful_protocol_has_56_symbols(stateful, nietzsche):
     vocab = stateful.vocab
     assert (len(vocab), vocab.pad, vocab.unk) == (56, True, True)
-    counts = Counter(stateful.corpus.text.lower()[:493_747])
+    counts = Counter(nietzsche.text.lower()[:493_747])
     assert vocab.chars == "".join(sorted(character for character, count in counts.items() if count >= 3))
 
 
@@ -127,11 +126,13 @@ def test_the_streams_of_the_stateful_protocol_are_the_text(stateful):
 
 
 def test_tinyshakespeare_has_1115394_characters_65_distinct(tinyshakespeare):
-    assert len(tinyshakespeare.corpus.text) == 1_115_394
-    assert tinyshakespeare.corpus.text.isascii()
-    assert len(tinyshakespeare.vocab) == len(set(tinyshakespeare.corpus.text)) == 65
+    text, data = tinyshakespeare
+    assert len(text) == 1_115_394
+    assert text.isascii()
+    assert len(data.vocab) == len(set(text)) == 65
 
 
 def test_tinyshakespeare_has_nanogpts_split(tinyshakespeare):
-    assert tinyshakespeare.sizes == {"train": 1_003_854, "val": 111_540, "test": 0}
-    assert tinyshakespeare.sizes["train"] == int(0.9 * 1_115_394)
+    _, data = tinyshakespeare
+    assert data.sizes == {"train": 1_003_854, "val": 111_540, "test": 0}
+    assert data.sizes["train"] == int(0.9 * 1_115_394)

@@ -397,12 +397,12 @@ def test_an_empty_file_is_refused(tmp_path, content):
 
 def test_a_folder_without_text_is_refused_with_what_it_holds(tmp_path):
     write(tmp_path, {"a.txt": "", "b.bin": b"\0", "c.bin": b"\0"})
-    with pytest.raises(UsageError, match=r"holds no text \(1 empty and 2 binary files\)"):
+    with pytest.raises(UsageError, match=r"contains no text \(1 empty and 2 binary files\)"):
         read(str(tmp_path))
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"data\.path=.* holds no text"):
+    with pytest.raises(UsageError, match=r"data\.path=.* contains no text"):
         read(str(tmp_path))
 
 
