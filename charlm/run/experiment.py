@@ -99,7 +99,7 @@ def run(settings: Settings, job: Job) -> Result:
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
-    header = {**plan.header, **describe(settings, data, model.network, folder)}
+    header = {**plan.header, **describe(settings.data.name, data, model.network, folder)}
     # The order matters: an epoch's row is added to the history before it is printed.
     callbacks = [guard, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)

@@ -66,7 +66,7 @@ def signature(target: Any, *, evaluate: bool = False) -> dict[str, inspect.Param
     """
     found: dict[str, inspect.Parameter] = {}
     classes = target.__mro__ if inspect.isclass(target) else ()
-    for function in [cls.__init__ for cls in classes if "__init__" in vars(cls)] or [target]:
+    for function in [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)] or [target]:
         try:
             parameters = inspect.signature(function, eval_str=evaluate).parameters
         except (TypeError, ValueError):

@@ -29,6 +29,7 @@ python train.py resume=RUN           resume a run
 python train.py NAME=VALUE … --help  list the options of what these values choose
 
 The groups, each with its files in conf/:"""
+NO_DEFAULT = "–"
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true | false", "null": "null"}
 RANGES = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -49,8 +50,8 @@ def declared(section: type[BaseModel], prefix: str = "") -> Iterator[Option]:
         if isinstance(inner, type) and issubclass(inner, Options):
             yield from declared(inner, f"{prefix}{name}.")
         else:
-            schema = create_model("_", __config__=STRICT, **{name: (field.annotation, field)}).model_json_schema()
-            default = "" if field.is_required() else field.get_default(call_default_factory=True)
+            schema = section.model_json_schema()
+            default = NO_DEFAULT if field.is_required() else field.get_default(call_default_factory=True)
             yield Option(prefix + name, default, type_name(schema["properties"][name]), field.description or "")
 
 
@@ -73,7 +74,7 @@ def type_name(schema: dict[str, Any]) -> str:
         return " | ".join(map(str, schema["enum"]))
     if schema.get("type") == "array":
         return f"list of {type_name(schema['items'])}"
-    limits = [f"{sign} {schema[key]:g}" for key, sign in RANGES.items() if key in schema]
+    limits = [f"{sign} {schema[key]}" for key, sign in RANGES.items() if key in schema]
     return " ".join([TYPES.get(schema.get("type", ""), "section"), *limits])
 
 
@@ -88,10 +89,10 @@ def targets(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 def options_of(target: str, prefix: str) -> list[Option]:
     """The options of what `target` names."""
+    if prefix == "optimizer.":
+        return [option._replace(default=NO_DEFAULT) for option in declared(OptimizerOptions, prefix)]
     found = list(arguments(resolve_target(prefix, target), prefix))
-    if prefix == "model.":
-        found += [option for option in arguments(Windowed, prefix) if option.name == "model.window"]
-    return [*declared(OptimizerOptions, prefix)] if prefix == "optimizer." else found
+    return [*found, *arguments(Windowed, prefix)] if prefix == "model." else found
 
 
 def page() -> str:
@@ -110,7 +111,8 @@ def page() -> str:
     for path in sorted(CONF.glob("*/*.yaml")):
         if path.parent.name != "experiment":
             content = OmegaConf.to_container(OmegaConf.load(path))
-            for place in targets(content, f"{path.parent.name}."):
+            for target, prefix in targets(content, f"{path.parent.name}."):
+                place = ("torch.optim.*" if prefix == "optimizer." else target, prefix)
                 users.setdefault(place, []).append(f"`{path.parent.name}={path.stem}`")
     for (target, prefix), names in users.items():
         if options := options_of(target, prefix):
