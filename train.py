@@ -38,6 +38,11 @@ def main(config: DictConfig) -> float:
 
 if __name__ == "__main__":
     with exit_cleanly():
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            from charlm.run.reference import print_help
+
+            print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+            sys.exit()
         main()
         if failed_jobs:
             raise UsageError(f"these jobs did not run: {', '.join(map(str, failed_jobs))}")

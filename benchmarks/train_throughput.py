@@ -37,18 +37,18 @@ def bare(overrides: list[str]) -> dict[str, float]:
     from charlm.run.instantiate import build_corpus, instantiate
 
     settings, _ = compose_job(overrides)
-    torch.manual_seed(settings["seed"])
-    data = build_data(settings, build_corpus(settings))
+    torch.manual_seed(settings.seed)
+    data = build_data(settings.data, build_corpus(settings.data), settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = build_network(settings["model"], len(data.vocab)).to(device)
-    optimizer = instantiate("optimizer", settings["optimizer"])(network.parameters())
+    network = build_network(settings.model, len(data.vocab)).to(device)
+    optimizer = instantiate("optimizer", settings.optimizer)(network.parameters())
     train, val = data.train_dataloader(), data.val_dataloader()
     for loader in (train, val):  # as train.py does it, the text goes to the device once
         assert isinstance(loader, Streams)
         loader.x_BL, loader.y_BL = loader.x_BL.to(device), loader.y_BL.to(device)
     state: State | None = None
     characters, training, started = 0, 0.0, time.perf_counter()
-    for _ in range(settings["trainer"]["max_epochs"]):
+    for _ in range(settings.trainer.max_epochs):
         epoch = time.perf_counter()
         state = None
         network.train()

@@ -68,7 +68,7 @@ def exit_cleanly() -> Iterator[None]:
         from omegaconf.errors import OmegaConfBaseException
 
         if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors, too
-            from charlm.run.compose import explain
+            from charlm.run.suggest import explain
 
             if sentence := explain(error):
                 fail(sentence)

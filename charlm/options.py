@@ -79,8 +79,8 @@ MESSAGES = {
 def option_error(error: ValidationError) -> OptionError:
     """The first of what is wrong, in one sentence that begins with the option's name."""
     detail = error.errors(include_url=False)[0]
-    branches = ("int", "float", "function-after")  # of a union: no part of a name
-    name = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(branches))
+    # pydantic names the branch of a union, too: "int", "list[int]", "function-after[…]".
+    name = ".".join(part for part in map(str, detail["loc"]) if part not in ("int", "float", "str") and "[" not in part)
     cause = detail.get("ctx", {}).get("error")  # raised by a check of our own
     if isinstance(cause, OptionError):
         return cause.within(name) if name else cause

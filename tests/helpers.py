@@ -58,7 +58,7 @@ def run_train(*overrides: str) -> float | None:
     values: list[float] = []
     original = experiment.run
 
-    def run(settings: dict[str, Any], job: Any) -> experiment.Result:
+    def run(settings: Any, job: Any) -> experiment.Result:
         result = original(settings, job)
         values.append(result.nats)
         return result

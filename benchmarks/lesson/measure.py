@@ -59,9 +59,10 @@ def figures(entry: Entry, run: Path, rows: list[dict[str, str]]) -> list[float]:
 
 def text_of(model: charlm.LanguageModel) -> str:
     """The text that a run of ours was trained on."""
+    from charlm.data.options import DataOptions
     from charlm.run.instantiate import build_corpus
 
-    return build_corpus(model.config).text
+    return build_corpus(DataOptions(**model.config["data"])).text
 
 
 def writing(model: charlm.LanguageModel) -> str:

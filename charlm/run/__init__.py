@@ -1,1 +1,1 @@
-"""From a config to a run folder: the only package that knows Hydra."""
+"""From a config to a run folder. The only package that knows Hydra."""

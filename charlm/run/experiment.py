@@ -1,9 +1,8 @@
-"""Train what a composed config describes, and sum it up."""
+"""One run from beginning to end: build, train, test, summarise."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import json
 import math
@@ -28,13 +27,11 @@ from charlm.checkpoint.building import package_of
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
-from charlm.checks import check_int
 from charlm.data.module import CharDataModule
 from charlm.errors import UsageError, as_usage_error
 from charlm.inference.language_model import LanguageModel, load
 from charlm.run.build import (
     build_callbacks,
-    build_checkpoints,
     build_data,
     build_model,
     build_trainer,
@@ -44,6 +41,7 @@ from charlm.run.build import (
 from charlm.run.compose import Job
 from charlm.run.instantiate import instantiate
 from charlm.run.resume import check_unused, escape, fresh, resumed
+from charlm.run.settings import Settings
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import Diverged, DivergenceGuard
 from charlm.training.callbacks.history import History
@@ -55,55 +53,56 @@ from charlm.training.module import CharLM, parameter_count
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run: its loss to minimise, and what is left of it.
+    """The outcome of a run.
 
-    `nats` is the best validation loss per character, or the best epoch's training loss without validation;
-    `history` has a row an epoch as in ``metrics.csv``, `summary` what is in ``summary.json``.
+    `nats` is the best validation loss per character, or the best training loss without validation. `history` has the
+    rows of ``metrics.csv``, one per epoch, and `summary` the content of ``summary.json``.
     """
 
     nats: float
     folder: Path
     history: list[dict[str, Any]]
     summary: dict[str, Any]
-    trust: tuple[str, ...] = ()  # the package that the network is from
+    trust: tuple[str, ...] = ()  # the package that defines the network
 
     @property
     def model(self) -> LanguageModel:
-        """The best checkpoint, opened."""
+        """The model in the best checkpoint."""
         return load(self.folder, self.trust)
 
 
-def run(settings: dict[str, Any], job: Job) -> Result:
-    """Train as `settings` say.
+def run(settings: Settings, job: Job) -> Result:
+    """Train as `settings` describe.
 
-    Raises UsageError for whatever the user can put right, before any work starts where that is possible, and
-    Interrupted when the user stops it.
+    Raises UsageError for mistakes that the user can fix, before training starts wherever possible, and Interrupted when
+    the user stops the run.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    settings = copy.deepcopy(settings)
-    plan = fresh(settings, job) if settings["resume"] is None else resumed(settings, job)
+    plan = fresh(settings, job) if settings.resume is None else resumed(settings, job)
     settings, corpus, folder, record = plan.settings, plan.corpus, plan.folder, plan.record
-    pl.seed_everything(check_int("seed", settings["seed"], 0, 2**32 - 1), verbose=False)
-    data = build_data(settings, corpus)
-    fill_in_lengths(settings, steps_per_epoch(settings["trainer"], len(data.train_dataloader())))
-    origin = {"name": str(settings["data"]["name"]), "source": corpus.source, "sha256": corpus.sha256}
-    trust = None if plan.checkpoint is None else ()  # the user's own word, or a file's
+    pl.seed_everything(settings.seed, verbose=False)
+    data = build_data(settings.data, corpus, settings.seed)
+    steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
+    schedule = fill_in_lengths(settings.schedule, settings.trainer.max_epochs, steps)
+    settings = settings.model_copy(update={"schedule": schedule})
+    origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
+    trust = None if plan.checkpoint is None else ()  # what the user typed is trusted, what a file says is not
     model = build_model(settings, data, origin, record, trust)
-    validate = bool(data.rows["val"]) and settings["trainer"].get("limit_val_batches", 1.0) != 0
+    validate = bool(data.rows["val"]) and settings.trainer.limit_val_batches != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
-    interrupt, health = Interrupt(), DivergenceGuard()
-    observers = build_callbacks(settings.get("callbacks"), job.given)
+    interrupt, guard = Interrupt(), DivergenceGuard()
+    observers = build_callbacks(settings.callbacks, job.given)
     samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
     if samples is not None:
         samples.store = store
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
-    checkpoints = build_checkpoints(settings.get("checkpoint"), folder, monitor, interrupt, health)
-    header = {**plan.header, **describe(settings, data, model.network, folder)}
-    # In this order: the row of an epoch is made before it is shown.
-    callbacks = [health, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
-    trainer = build_trainer(settings["trainer"], folder, callbacks, store, validate=validate)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
+    header = {**plan.header, **describe(settings.data.name, data, model.network, folder)}
+    # The order matters: an epoch's row is added to the history before it is printed.
+    callbacks = [guard, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
+    trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
 
@@ -111,16 +110,16 @@ def run(settings: dict[str, Any], job: Job) -> Result:
     with claimed(folder, new=new), resumable(folder, checkpoints):
         save_config(settings, folder, job, new=new)
         started = time.perf_counter()
-        with quiet(), logging_to(trainer, settings["logger"], job.given, folder, settings, record["sweep"]):
+        with quiet(), logging_to(trainer, settings, job.given, folder, record["sweep"]):
             with interrupt.listening():
                 fit(trainer, model, data, plan.checkpoint, observers)
-            with contextlib.suppress(Exception):  # a report that fails must not cost the run its summary
+            with contextlib.suppress(Exception):  # a failing report must not cost the run its summary
                 console.print(trainer.profiler.summary() or "", markup=False, end="")  # type: ignore[attr-defined]
             if not history.rows:
-                raise UsageError("trainer: these limits leave nothing to train")
+                raise UsageError("trainer: these limits leave no batch to train on")
             if model.first_step in (None, trainer.global_step):
-                more = f"trainer.max_epochs={settings['trainer']['max_epochs'] + 1} or more would resume it"
-                console.print(f"this run was done after {len(history.rows)} epochs; {more}")
+                more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
+                console.print(f"this run had already finished its {len(history.rows)} epochs; {more}")
             store.close()
             test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
         summary = {
@@ -139,7 +138,7 @@ def run(settings: dict[str, Any], job: Job) -> Result:
             "leaky": data.leaky,
             "corpus_source": corpus.source,
             "corpus_sha256": corpus.sha256,
-            "seed": settings["seed"],
+            "seed": settings.seed,
             "device": str(trainer.strategy.root_device),
             "machine": machine(trainer.strategy.root_device),
             "best_checkpoint": os.path.relpath(checkpoints.best),
@@ -150,21 +149,21 @@ def run(settings: dict[str, Any], job: Job) -> Result:
         store.close()
     report(console, summary)
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
-    trusted = (package_of(settings["model"]["_target_"]),)
+    trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, *, new: bool) -> Iterator[None]:
-    """Keep every other process from training in `folder`. A killed process releases the lock."""
+    """Lock `folder` against other processes. A killed process releases the lock."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".hydra/lock", timeout=0):
             if new:
-                check_unused(folder)  # once more, now that no other process can come in between
+                check_unused(folder)  # again, now that no other process can interfere
             yield
     except Timeout:
-        raise UsageError(f"{folder} is being trained by another process: let it end, or stop it") from None
+        raise UsageError(f"{folder} is being trained by another process: wait for it, or stop it") from None
 
 
 @contextlib.contextmanager
@@ -174,41 +173,40 @@ def resumable(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
         yield
     except Diverged as error:
         kept = [os.path.relpath(path) for path in (checkpoints.best, checkpoints.last) if path.exists()]
-        raise UsageError(f"{error}; from before that there is {' and '.join(kept)}") from None
+        raise UsageError(f"{error}; checkpoints from before: {', '.join(kept)}") from None
     except UsageError:
         raise
     except BaseException:
         if checkpoints.last.exists():
-            print(f"go on with\n  {resume_command(folder)}", file=sys.stderr)
+            print(f"resume with\n  {resume_command(folder)}", file=sys.stderr)
         raise
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings that are of no use to the person at the terminal."""
+    """Suppress warnings that do not help the user."""
     with warnings.catch_warnings():
-        # We log on our own account, every `log_every_n_steps` steps, short epochs or not.
+        # `History` logs every `log_every_n_steps` steps, however short an epoch is.
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-        # It is: the data module keeps the place.
+        # It is resumable: the data module saves its position.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        # Lightning 2.6 with torch 2.13: Lightning's own use of a name that torch is about to drop.
+        # Lightning 2.6 itself uses a name that torch 2.13 deprecates.
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
         yield
 
 
 @contextlib.contextmanager
 def logging_to(
-    trainer: pl.Trainer, node: Any, given: set[str], folder: Path, settings: dict[str, Any], sweep: str | None
+    trainer: pl.Trainer, settings: Settings, given: set[str], folder: Path, sweep: str | None
 ) -> Iterator[None]:
-    """Give the trainer the logger that ``logger`` describes; end the W&B run, so that the next job gets its own.
+    """Attach the logger to the trainer, and finish a W&B run afterwards so that the next job gets its own.
 
-    Our own loggers are functions of the run; any other class is called with what the user says, its files going into
-    the run folder unless the user says where.
+    Our own loggers are functions that take the run; any other class takes only the arguments that the user gives.
     """
-    built = instantiate("logger", node, given)
+    built = instantiate("logger", settings.logger, given)
     if isinstance(built, functools.partial):
         with as_usage_error("logger"):
-            built = built(folder=folder, config=settings, sweep=sweep)
+            built = built(folder=folder, config=settings.model_dump(), sweep=sweep)
     trainer.loggers = [built] if built else []
     status = 1
     try:
@@ -222,10 +220,10 @@ def logging_to(
 def fit(
     trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | None, callbacks: Mapping[str, pl.Callback]
 ) -> None:
-    """Train, from the checkpoint at `path` if there is one.
+    """Train, starting from the checkpoint at `path` if there is one.
 
-    Raises Interrupted after a signal, KeyboardInterrupt after a second one, and UsageError for a
-    checkpoint that does not fit.
+    Raises Interrupted after a signal, KeyboardInterrupt after a second one, and UsageError for a checkpoint that does
+    not fit.
     """
     try:
         with interruptible(trainer):
@@ -246,9 +244,9 @@ def fit(
         raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
 
 
-def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: dict[str, Any]) -> float:
-    """The test loss of the best checkpoint, nats per character."""
-    network = load_checkpoint(best, trust=[package_of(settings["model"]["_target_"])]).network
+def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: Settings) -> float:
+    """The test loss of the best checkpoint in nats per character."""
+    network = load_checkpoint(best, trust=[package_of(settings.model["_target_"])]).network
     model.network.load_state_dict(network.state_dict())
     with interruptible(trainer):
         return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
@@ -256,7 +254,7 @@ def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Pat
 
 @contextlib.contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Make a KeyboardInterrupt again of what Lightning makes of it."""
+    """Raise KeyboardInterrupt where Lightning has turned it into SystemExit."""
     try:
         yield
     except SystemExit:
@@ -287,13 +285,13 @@ def raised_by(error: BaseException, callbacks: Mapping[str, pl.Callback]) -> str
 
 
 def first_line(error: BaseException) -> str:
-    """The error's message up to its first line break."""
+    """The first line of the error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def save_config(settings: dict[str, Any], folder: Path, job: Job, *, new: bool) -> None:
-    """Write the settings where Hydra keeps them: ``.hydra/`` in the run folder. Of a resumed run, the config only."""
-    files: dict[str, Any] = {"config": settings}
+def save_config(settings: Settings, folder: Path, job: Job, *, new: bool) -> None:
+    """Write the settings to ``.hydra/`` in the run folder, as Hydra does; for a resumed run, only the config."""
+    files: dict[str, Any] = {"config": settings.model_dump()}
     if new:
         files |= {"overrides": job.overrides} | ({"hydra": job.hydra} if job.hydra else {})
     for name, content in files.items():

@@ -1,7 +1,7 @@
-"""Where figures go besides the run folder's own files. Each function serves one ``conf/logger/*.yaml``.
+"""Loggers, one function for each ``conf/logger/*.yaml``.
 
-None of them stops training. W&B works in a thread of its own, every wait for it has an end, and what goes
-wrong there costs one line on the terminal: the run's own files do not depend on it.
+None of them can stop training. W&B runs in its own thread, every wait for it has a time limit, and a failure costs one
+line in the terminal; the files in the run folder do not depend on it.
 """
 
 from __future__ import annotations
@@ -12,33 +12,36 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from charlm.checks import check_choice
 from charlm.errors import UsageError
+from charlm.options import checked
 from charlm.run.wandb_thread import FINISH_SECONDS, INIT_SECONDS, WandbThread, reason, say
 
 
+@checked
 def wandb_logger(
     folder: Path,
     config: dict[str, Any],
     sweep: str | None,
-    project: str,
-    mode: str,
-    group: str | None,
-    tags: list[str],
+    project: Annotated[str, Field(description="W&B project.")],
+    mode: Annotated[
+        Literal["auto", "online", "offline"],
+        Field(description="auto is online for whoever is logged in (or as WANDB_MODE says), else offline."),
+    ],
+    group: Annotated[str | None, Field(description="W&B group; null: the jobs of one multirun share a group.")],
+    tags: Annotated[list[str], Field(description="W&B tags.")],
 ) -> Logger | None:
-    """A W&B run in `folder`, silent on the console; a resumed run continues its earlier W&B run.
+    """A W&B run in `folder`, silent in the terminal; a resumed run continues its W&B run.
 
-    `mode` "auto" is online when the user is logged in (or as ``WANDB_MODE`` says), else offline: no
-    account is needed and nothing is asked. Raises UsageError for values that W&B does not take.
+    Needs no account and never prompts. Raises UsageError for values that W&B does not accept.
     """
-    check_choice("logger.mode", mode, ("auto", "online", "offline"))
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")
-    # Reports of W&B's own errors: they go to its server, and a server that hangs keeps the program from ending.
+    # W&B sends reports of its own errors to its server; a server that hangs would keep the program from ending.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         import wandb
@@ -57,22 +60,22 @@ def wandb_logger(
     for name, place in {env.CACHE_DIR: env.get_cache_dir(), env.DATA_DIR: Path(env.get_data_dir())}.items():
         with suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):  # without the first, W&B's process writes its log on the terminal
+        if not os.access(place, os.W_OK):  # without the first, W&B's process logs to the terminal
             os.environ[name] = str(folder.absolute() / "wandb/cache")
-    earlier = _earlier(folder)
-    # One for both attempts: the server may know the run though its answer did not come.
+    earlier = _earlier_run(folder)
+    # The same id for both attempts: the server may have created the run although its answer was lost.
     identity = earlier or os.environ.get("WANDB_RUN_ID") or runid.generate_id()
 
     def begin(offline: bool) -> Any:
-        """A W&B run, offline or as the user wants it."""
+        """Start the W&B run, offline or as `mode` says."""
         how: Any = "offline" if offline else mode
         if how != "auto":
-            wandb_setup.singleton().settings.mode = how  # what the user asked for here comes before WANDB_MODE
+            wandb_setup.singleton().settings.mode = how  # takes precedence over WANDB_MODE
         logged_in = how != "offline" and wandb.login(prompt=False, verify=False)
         if how == "auto":
             how = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
-        if how not in ("offline", "dryrun", "disabled") and not logged_in:  # else W&B would ask, and wait
-            raise RuntimeError("nobody is logged in (see wandb login)")
+        if how not in ("offline", "dryrun", "disabled") and not logged_in:  # W&B would prompt and wait
+            raise RuntimeError("you are not logged in (see wandb login)")
         resume: Any = "allow" if earlier else None
         return wandb.init(config=config, settings=settings, mode=how, id=identity, resume=resume)
 
@@ -80,29 +83,36 @@ def wandb_logger(
 
 
 def csv_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger:
-    """Every logged step in ``csv/metrics.csv``; what a resumed run logs in ``csv-2``, ``csv-3`` …"""
+    """Every logged step in ``csv/metrics.csv``; a resumed run logs to ``csv-2``, ``csv-3`` …"""
     names = itertools.chain(["csv"], (f"csv-{number}" for number in itertools.count(2)))
-    # Lightning deletes what is there of before.
+    # A new folder each time, because Lightning deletes the files of an earlier logger.
     return _Csv(save_dir=folder, name=next(n for n in names if not any(folder.glob(f"{n}/*"))), version="")
 
 
 def no_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger | None:
-    """Nothing besides the run folder's own files."""
+    """No logger: only the run folder's own files."""
     return None
 
 
 def tensorboard_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger:
-    """Event files in ``tensorboard/`` of the run folder. Raises UsageError where TensorBoard is not installed."""
+    """Event files in ``tensorboard/`` in the run folder. Raises UsageError if TensorBoard is not installed."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
     with installed("tensorboard"):
         return TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
 
 
+@checked
 def mlflow_logger(
-    folder: Path, config: dict[str, Any], sweep: str | None, experiment_name: str, tracking_uri: str | None
+    folder: Path,
+    config: dict[str, Any],
+    sweep: str | None,
+    experiment_name: Annotated[str, Field(description="MLflow experiment.")],
+    tracking_uri: Annotated[
+        str | None, Field(description="Address of an MLflow server; null: a database mlflow.db in the run folder.")
+    ],
 ) -> Logger:
-    """An MLflow run, in ``mlflow.db`` of the run folder or on a server. Raises UsageError where it is not installed."""
+    """An MLflow run in ``mlflow.db`` in the run folder, or on a server. Raises UsageError if it is not installed."""
     from pytorch_lightning.loggers import MLFlowLogger
 
     uri = tracking_uri or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
@@ -112,7 +122,7 @@ def mlflow_logger(
 
 @contextmanager
 def installed(extra: str) -> Iterator[None]:
-    """Say how to install what an optional logger needs."""
+    """Explain how to install what an optional logger needs."""
     try:
         yield
     except ModuleNotFoundError:
@@ -120,7 +130,7 @@ def installed(extra: str) -> Iterator[None]:
 
 
 class _Csv(CSVLogger):
-    """Lightning's CSV logger, which a full disk does not stop: what it did not take is tried again with the next."""
+    """Lightning's CSV logger, tolerant of a full disk: what could not be written is written next time."""
 
     _failed = False
 
@@ -130,25 +140,25 @@ class _Csv(CSVLogger):
         except OSError as error:
             if not self._failed:
                 what = f"{self.root_dir} cannot be written: {error.strerror or error}"
-                print(f"{what}; training goes on", file=sys.stderr)
+                print(f"{what}; training continues", file=sys.stderr)
             self._failed = True
 
 
 class _Wandb(WandbLogger):
-    """Lightning's W&B logger, on a run that stands `aside`."""
+    """Lightning's W&B logger on a run in another thread."""
 
-    def __init__(self, aside: WandbThread) -> None:
-        super().__init__(experiment=aside)  # type: ignore[arg-type]  # it has all that Lightning uses of a W&B run
-        self._aside = aside
+    def __init__(self, thread: WandbThread) -> None:
+        super().__init__(experiment=thread)  # type: ignore[arg-type]  # it has all that Lightning uses of a W&B run
+        self._run_thread = thread
 
     def log_table(self, key: str, *args: Any, **options: Any) -> None:
         try:
             super().log_table(key, *args, **options)
         except Exception as error:
-            self._aside.fail(f"{reason(error)}; missing there: {key}")
+            self._run_thread.fail(f"{reason(error)}; missing there: {key}")
 
 
-def _earlier(folder: Path) -> str | None:
+def _earlier_run(folder: Path) -> str | None:
     """The id of the newest W&B run in `folder`."""
     found = folder.glob("wandb/*run-*/run-*.wandb")
     newest = max(found, key=lambda path: path.parent.name.removeprefix("offline-"), default=None)

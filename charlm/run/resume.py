@@ -1,8 +1,8 @@
-"""What to train: a new run, or one that resumes with ``python train.py resume=RUN``.
+"""What to train: a new run, or an earlier one with ``python train.py resume=RUN``.
 
-A run that resumes takes everything from its checkpoint: config, corpus checksum, weights, optimiser, schedule,
-carried state, place in the epoch, random states, and the rows of ``metrics.csv`` so far. The result is the same,
-bit for bit, as if the run had never stopped (on the CPU, with the same number of threads).
+A resumed run takes everything from its checkpoint: config, corpus checksum, weights, optimiser, scheduler, carried
+state, position in the epoch, random states, and the rows of ``metrics.csv``. On the CPU, with the same number of
+threads, the result is bit for bit that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from omegaconf import OmegaConf
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.errors import UsageError
-from charlm.run.compose import Job, check_sections
+from charlm.run.compose import Job
 from charlm.run.instantiate import build_corpus, known_arguments, resolve_target
+from charlm.run.settings import Settings, check_settings
 from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
 from charlm.text.download import Unavailable
 
-# What a resumed run may change: how long and where it trains, what it reports, and where its text lies now.
+# What a resumed run may change: how long and where it trains, what it reports, and the location of its text.
 OVERRIDABLE = (
     "resume",
     "trainer.max_epochs",
@@ -38,14 +39,14 @@ OVERRIDABLE = (
     "data.paths",
 )
 
-RECORD = {"model", "substituted", "sweep", "overrides"}  # what a run needs to resume besides its settings
+RECORD = {"model", "substituted", "sweep", "overrides"}  # what resuming needs besides the settings
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, where, and from which checkpoint if not from the beginning. `record` has the keys of `RECORD`."""
+    """What to train and where. `record` has the keys of `RECORD`; `checkpoint` is None for a new run."""
 
-    settings: dict[str, Any]
+    settings: Settings
     corpus: Corpus
     folder: Path
     record: dict[str, Any]
@@ -54,12 +55,12 @@ class Plan:
     checkpoint: Path | None = None
 
 
-def fresh(settings: dict[str, Any], job: Job) -> Plan:
-    """A new run. Raises UsageError when its folder holds one already."""
+def fresh(settings: Settings, job: Job) -> Plan:
+    """A new run. Raises UsageError if its folder already holds a run."""
     folder = Path(os.path.relpath(job.folder))
     check_unused(folder)
     corpus, settings, substitution = load_corpus(settings, job)
-    settings["model"] = known_model_arguments(settings["model"], job)
+    settings = settings.model_copy(update={"model": known_model_arguments(settings.model, job)})
     record = {
         "model": job.model,
         "substituted": bool(substitution),
@@ -72,77 +73,75 @@ def fresh(settings: dict[str, Any], job: Job) -> Plan:
 
 
 def known_model_arguments(spec: dict[str, Any], job: Job) -> dict[str, Any]:
-    """`spec` without what a family of the user's own does not take of the yaml that it was composed from."""
+    """`spec` without options of the default family that another ``_target_`` does not take."""
     if not inspect.isclass(resolve_target("model", spec["_target_"])):
-        return spec  # `build_network` says what it must be
+        return spec  # `build_network` explains what it must be
     window = {name: value for name, value in spec.items() if name == "window"}  # for every family: see `Windowed`
     arguments = {name: value for name, value in spec.items() if name not in window}
     return known_arguments("model", arguments, job.given) | window
 
 
-def load_corpus(settings: dict[str, Any], job: Job) -> tuple[Corpus, dict[str, Any], str]:
-    """The corpus, the settings that are really used, and a line to print if the corpus was substituted.
+def load_corpus(settings: Settings, job: Job) -> tuple[Corpus, Settings, str]:
+    """The corpus, the settings to use, and a notice if the corpus was substituted.
 
-    Only the default corpus of a plain ``train.py`` may be substituted, when it cannot be downloaded: never
-    one that the user named, nor that of a recipe (``experiment=``).
+    Only the default corpus is substituted, if it cannot be downloaded; never one that the user or an experiment names.
     """
     try:
-        return build_corpus(settings), settings, ""
+        return build_corpus(settings.data), settings, ""
     except Unavailable as error:
         if job.substitute is None:
             raise
-        name, substitute = settings["data"]["name"], job.substitute()
+        name, substitute = settings.data.name, job.substitute()
         line = (
-            f"NO {name.upper()}: {error}. TRAINING ON {substitute['data']['name'].upper()} INSTEAD, "
+            f"NO {name.upper()}: {error}. TRAINING ON {substitute.data.name.upper()} INSTEAD, "
             f"the reference text that came with your Python."
         )
-    return build_corpus(substitute), substitute, line
+    return build_corpus(substitute.data), substitute, line
 
 
 def check_unused(folder: Path) -> None:
-    """Raise UsageError when `folder` holds a run. What was killed before its first checkpoint is none."""
+    """Raise UsageError if `folder` holds a run. One that was killed before its first checkpoint does not count."""
     if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
-        raise UsageError(f"{folder} holds a run already: choose another hydra.run.dir, or use resume={folder}")
+        raise UsageError(f"{folder} already holds a run: choose another hydra.run.dir, or use resume={folder}")
 
 
-def resumed(settings: dict[str, Any], job: Job) -> Plan:
-    """A run that resumes from the checkpoint that ``settings["resume"]`` means, with its own settings.
+def resumed(settings: Settings, job: Job) -> Plan:
+    """The run that ``settings.resume`` names, with its own settings.
 
-    Raises UsageError for a checkpoint that cannot be used, and where it would not be the same run.
+    Raises UsageError for a checkpoint that cannot be used, and if the run would not be the same.
     """
     if job.number is not None:
         raise UsageError("resume= resumes one run: leave out -m")
-    path = find_resume_checkpoint(settings["resume"])
+    path = find_resume_checkpoint(settings.resume)
     folder = Path(os.path.relpath(folder_of(path)))
     if job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
     if opened.run.keys() != RECORD or not isinstance(opened.run["overrides"], list):
-        raise UsageError(f"{path} was written by an older charlm, which could not resume: train anew")
+        raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
     saved, notices = change(opened.config, settings, job.overrides, opened.run["overrides"])
-    check_sections(saved)
-    check_targets({name: node for name, node in saved.items() if name != "model"})  # the model's is checked above
+    check_targets(saved.model_dump(exclude={"model"}))  # the model's is checked when it is loaded
     try:
-        corpus = build_corpus(saved)
+        corpus = build_corpus(saved.data)
     except UsageError as error:
         raise UsageError(f"{error} (if the text of this run has moved, add +data.path=WHERE)") from None
     if corpus.sha256 != opened.corpus.get("sha256"):
         raise UsageError(
-            f"{corpus.source} is not the text that this run began with: its SHA-256 is {corpus.sha256}, not "
-            f"{opened.corpus.get('sha256')}; bring back the old text, or start a new run"
+            f"{corpus.source} is not the text that this run was trained on: its SHA-256 is {corpus.sha256}, not "
+            f"{opened.corpus.get('sha256')}; restore the old text, or start a new run"
         )
     return Plan(saved, corpus, folder, opened.run, {"resumed": f"from {path.name}"}, notices, path)
 
 
 def change(
-    saved: dict[str, Any], settings: dict[str, Any], overrides: list[str], before: list[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """`saved` with what `overrides` ask for, as it stands in `settings`, and what the user should know of it.
+    saved: dict[str, Any], settings: Settings, overrides: list[str], before: list[str]
+) -> tuple[Settings, list[str]]:
+    """`saved` with the values that `overrides` change, and notices for the user.
 
-    Raises UsageError for what a resumed run cannot change; what it was started with may be given again.
+    Raises UsageError for what a resumed run cannot change. Overrides that the run was started with may be repeated.
     """
-    check_sections(saved)
-    changed, planned = OmegaConf.create(escape(saved)), saved["trainer"]["max_epochs"]
+    changed, planned = OmegaConf.create(escape(saved)), check_settings(saved).trainer.max_epochs
+    asked = OmegaConf.create(escape(settings.model_dump()))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if not any(key == option or key.startswith(f"{option}.") for option in OVERRIDABLE):
@@ -152,24 +151,24 @@ def change(
                     f"{', '.join(OVERRIDABLE[1:])} can: start a new run, or leave it out"
                 )
         elif key != "resume":
-            value = OmegaConf.select(OmegaConf.create(escape(settings)), key)
-            # The settings are resolved, so that the corpus has a path of its own.
+            value = OmegaConf.select(asked, key)
+            # In resolved settings, the corpus has its own copy of the path.
             for place in {key, key.replace("data.", "data.corpus.")}:
                 OmegaConf.update(changed, place, value, merge=False)
-    result: Any = OmegaConf.to_container(changed, resolve=True)
-    check_sections(result)
-    epochs = result["trainer"]["max_epochs"]
-    if isinstance(epochs, int) and isinstance(planned, int) and epochs < planned:
-        raise UsageError(f"trainer.max_epochs={epochs} cannot become less than the run's {planned}: it may only grow")
-    scheduler = result["schedule"]["scheduler"]
-    made_for = scheduler.get("epochs") if isinstance(scheduler, dict) else None
+    result = check_settings(OmegaConf.to_container(changed, resolve=True))
+    epochs = result.trainer.max_epochs
+    if epochs < planned:
+        raise UsageError(
+            f"trainer.max_epochs={epochs} is less than the run's {planned}: a resumed run can only get longer"
+        )
+    made_for = (result.schedule.scheduler or {}).get("epochs")
     if made_for in (None, epochs):
         return result, []
-    return result, [f"the scheduler was made for {made_for} epochs: after them the rate stays as it is"]
+    return result, [f"the scheduler was made for {made_for} epochs: after them the learning rate stays constant"]
 
 
 def escape(value: Any) -> Any:
-    """`value` with every ``${`` made plain text for OmegaConf: what a checkpoint holds is resolved already."""
+    """`value` with every ``${`` escaped for OmegaConf: the config in a checkpoint is already resolved."""
     if isinstance(value, dict):
         return {key: escape(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""W&B in a thread of its own: every wait for it has an end, and what goes wrong there costs one line."""
+"""W&B in its own thread: every wait for it has a time limit, and a failure costs one line in the terminal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 
 INIT_SECONDS = 20  # for the server to accept a run, before it is logged offline
 FINISH_SECONDS = 20  # for the server to take what is left at the end
-PATIENCE = 5  # seconds in which W&B should have begun; training does not wait any longer
-GIVE_UP = INIT_SECONDS + FINISH_SECONDS + 15  # seconds after training; then W&B's process is killed
-LINES = 10_000  # how many may wait for W&B
+PATIENCE = 5  # seconds for W&B to start before training starts without it
+GIVE_UP = INIT_SECONDS + FINISH_SECONDS + 15  # seconds after training before W&B's process is killed
+LINES = 10_000  # log lines that may wait for W&B
 STEP = "trainer/global_step"  # Lightning's name for it
 
 
 class WandbThread:
-    """A W&B run in a thread of its own. It has what Lightning's WandbLogger needs: `log`, and `finish` at the end.
+    """A W&B run in its own thread, with what Lightning's WandbLogger needs: `log`, and `finish` at the end.
 
-    `begin` makes the run; when it fails, it is asked for one that is offline. Only the first thing that goes
-    wrong is said; while W&B's process works, what can still be logged is.
+    ``begin(offline)`` starts the run; if that fails, it is called again for an offline run. Only the first problem is
+    reported, and logging continues for as long as W&B's process works.
     """
 
     def __init__(self, begin: Callable[[bool], Any]) -> None:
@@ -34,8 +34,8 @@ class WandbThread:
         self._exit_code = 1
         self._failed = self._given_up = False
         self._service: Any = None
-        # W&B replaces the first two for good each time that its process starts. The third: on a full disk its
-        # own log would print a traceback for each line.
+        # W&B replaces the first two for good whenever its process starts. The third keeps its own log from printing a
+        # traceback per line on a full disk.
         self._before = sys.exit, sys.excepthook, logging.raiseExceptions
         logging.raiseExceptions = False
         self._begun, self._ended = threading.Event(), threading.Event()
@@ -43,27 +43,27 @@ class WandbThread:
         self._thread.start()
         try:
             self._begun.wait(PATIENCE)
-        except BaseException:  # the user does not wait either
-            self._failed = True  # and needs no line
+        except BaseException:  # the user interrupts, and needs no report
+            self._failed = True
             self._end(0)
             raise
 
     def log(self, values: dict[str, Any]) -> None:
-        """Log `values` some time soon."""
+        """Queue `values` for logging."""
         if self._ended.is_set():
             return
         if self._lines.qsize() < LINES:
             self._lines.put(values)
         else:
-            self.fail(f"it is stuck; what is logged from step {values.get(STEP)} on is missing there")
+            self.fail(f"it does not respond; logs from step {values.get(STEP)} on are missing there")
 
     def finish(self, exit_code: int) -> None:
-        """End the run and W&B's process, within `GIVE_UP` seconds and a few more."""
+        """Finish the run and end W&B's process, within little more than `GIVE_UP` seconds."""
         self._exit_code = exit_code
         self._end(GIVE_UP)
 
     def fail(self, what: str) -> None:
-        """Say `what` goes wrong, if it is the first."""
+        """Report the problem `what`, if it is the first."""
         if not self._failed:
             self._failed = True
             say(what)
@@ -75,7 +75,7 @@ class WandbThread:
         finally:
             if not self._ended.is_set():
                 self._given_up = True
-                self.fail("it does not end; the last of what was logged may be missing there")
+                self.fail("it does not finish; the last logs may be missing there")
                 self._kill_service()
                 self._ended.wait(5)
             self._thread.join(1 if self._ended.is_set() else 0)
@@ -86,7 +86,7 @@ class WandbThread:
             run = self._run()
             self._begun.set()
             self._serve(run)
-        except BaseException as error:  # SystemExit, too: in a thread it would end without a word
+        except BaseException as error:  # also SystemExit, which would end the thread silently
             more = " more" if self._begun.is_set() else ""
             self.fail(f"{reason(error)}; nothing{more} is logged there")
         finally:
@@ -95,7 +95,7 @@ class WandbThread:
             self._ended.set()
 
     def _run(self) -> Any:
-        """The run as the user wants it, or else offline."""
+        """Start the run as configured, or else offline."""
         try:
             return self._begin(False)
         except Exception as error:
@@ -107,13 +107,13 @@ class WandbThread:
             run = self._begin(True)
         except Exception:
             raise RuntimeError(why) from None
-        say(f"{why}; this run is logged offline, {sync_command(run)} sends it later")
+        say(f"{why}; this run is logged offline; {sync_command(run)} uploads it later")
         return run
 
     def _serve(self, run: Any) -> None:
-        """Log what comes, and end the run."""
+        """Log everything that is queued, then finish the run."""
         troubles: list[str] = []
-        refused: set[frozenset[str]] = set()  # not tried again: without a server, a table takes ten seconds to fail
+        refused: set[frozenset[str]] = set()  # not retried: without a server, a table takes ten seconds to fail
         for values in iter(self._lines.get, None):
             try:
                 if frozenset(values) not in refused:
@@ -121,7 +121,7 @@ class WandbThread:
             except Exception as error:
                 since = f"from step {values.get(STEP)} on"
                 if self._is_dead():
-                    self.fail(f"{reason(error)}; what is logged {since} is missing there")
+                    self.fail(f"{reason(error)}; logs {since} are missing there")
                     return
                 refused.add(frozenset(values))
                 names = ", ".join(sorted(values.keys() - {STEP}))
@@ -130,7 +130,7 @@ class WandbThread:
             run.finish(exit_code=self._exit_code)
         except TimeoutError:
             troubles.append(
-                f"the server has not taken everything in {FINISH_SECONDS} s; {sync_command(run)} sends it later"
+                f"the server did not accept everything within {FINISH_SECONDS} s; {sync_command(run)} uploads it later"
             )
         except Exception as error:
             troubles.append(f"{reason(error)}; the end of this run is missing there")
@@ -138,18 +138,18 @@ class WandbThread:
             self.fail("; ".join(troubles))
 
     def _end_service(self) -> None:
-        """End W&B's process and threads, so that the next run begins anew and nothing is waited for at exit."""
+        """End W&B's process and threads, so that the next run starts fresh and the program's exit waits for nothing."""
         from wandb.sdk import wandb_setup
         from wandb.sdk.lib import module
 
         self._service = wandb_setup._singleton
         try:
             wandb_setup.teardown()
-        except (Exception, SystemExit):  # its process is gone already
+        except (Exception, SystemExit):  # its process is already gone
             self._kill_service()
             with suppress(Exception):
                 self._service.asyncer.join()
-        # What a run that could not end leaves.
+        # Leftovers of a run that could not finish.
         module.unset_globals()
         log = logging.getLogger("wandb")
         for handler in [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]:
@@ -158,7 +158,7 @@ class WandbThread:
                 handler.close()
 
     def _kill_service(self) -> None:
-        """Kill W&B's process, so that what waits for it ends with an error."""
+        """Kill W&B's process, so that whatever waits for it fails."""
         if process := self._process():
             process.kill()
             with suppress(subprocess.TimeoutExpired):
@@ -169,7 +169,7 @@ class WandbThread:
         return process is not None and process.poll() is not None
 
     def _process(self) -> subprocess.Popen[bytes] | None:
-        """W&B's process. There is no public way to it."""
+        """W&B's process, for which there is no public API."""
         from wandb.sdk import wandb_setup
 
         service: Any = wandb_setup._singleton or self._service
@@ -180,7 +180,7 @@ class WandbThread:
 
 
 def say(what: str) -> None:
-    """Tell the user."""
+    """Print `what` to stderr."""
     print(f"W&B: {what}", file=sys.stderr)
 
 
@@ -194,5 +194,5 @@ def reason(error: BaseException) -> str:
 
 
 def sync_command(run: Any) -> str:
-    """The command that sends what is stored of `run`."""
+    """The command that uploads the stored `run`."""
     return f"wandb sync {shlex.quote(os.path.dirname(run.dir))}"

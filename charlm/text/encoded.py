@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,16 @@ def encode(
     min_freq: int = 1,
     pad: bool = False,
     unk: bool = False,
-    vocab_from_first: int | None = None,
+    vocab_part: Callable[[int], int] | None = None,
 ) -> EncodedText:
     """Normalise a corpus, build its vocabulary (see `Vocab.build`) and encode it.
 
-    With `vocab_from_first`, only so many characters at the beginning of the main text count for the vocabulary; extra
-    texts always count in full. Raises UsageError for characters outside a vocabulary without `unk`.
+    `vocab_part` gives, for the length of the main text, how many of its first characters the vocabulary is built from
+    (None: all); extra texts always count in full. Raises UsageError for characters outside a vocabulary without `unk`.
     """
     text, *extra = [normalise(part.text, lowercase) for part in (corpus, *corpus.extra)]
-    vocab = Vocab.build("".join([text[:vocab_from_first], *extra]), min_freq=min_freq, pad=pad, unk=unk)
+    part = text if vocab_part is None else text[: vocab_part(len(text))]
+    vocab = Vocab.build("".join([part, *extra]), min_freq=min_freq, pad=pad, unk=unk)
     # All of it stays in memory, perhaps the GPU's. Signed, because padded targets are negative.
     dtype: type[np.signedinteger[Any]] = np.int16 if len(vocab) < 2**15 else np.int32
     try:

@@ -7,7 +7,7 @@ means of the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,7 +25,7 @@ from charlm.models.state import State, detach, map_state, where_rows
 from charlm.training import random_state
 from charlm.training.metrics import MeanPerCharacter
 from charlm.training.objective import Objective
-from charlm.training.parameter_groups import parameter_groups
+from charlm.training.parameter_groups import ParameterGroups, parameter_groups
 from charlm.training.resume_checks import check_state, value_type, value_types
 
 
@@ -48,14 +48,14 @@ class CharLM(pl.LightningModule):
         optimizer: Callable[[list[Any]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         interval: str = "epoch",
-        groups: Mapping[str, Mapping[str, float | None]] | None = None,
+        groups: ParameterGroups | None = None,
         objective: Objective | None = None,
         entry: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network, self._entry = network, entry
         self._optimizer, self._schedule, self._interval = optimizer, schedule, interval
-        self._groups, self._objective = groups or {}, objective or Objective()
+        self._groups, self._objective = groups or ParameterGroups(), objective or Objective()
         self.train_nats, self.penalty = MeanPerCharacter(), MeanPerCharacter()
         self.nats, self.accuracy = MeanPerCharacter(), MeanPerCharacter()
         # One slot a stage: validation never disturbs training. A plain dict, not buffers, so that weight
@@ -189,7 +189,7 @@ class CharLM(pl.LightningModule):
         if self._schedule is None:
             self._value_types = value_types(optimizer.param_groups, [])
             return optimizer
-        with as_usage_error("schedule"):
+        with as_usage_error("schedule.scheduler"):
             schedule = self._schedule(optimizer)
         self._value_types = value_types(optimizer.param_groups, [schedule.state_dict()])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self._interval}}

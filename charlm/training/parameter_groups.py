@@ -1,37 +1,40 @@
-"""Learning rate and weight decay by part of the network (the lesson's LayerOptimizer)."""
+"""Learning rate and weight decay for each part of the network (the lesson's LayerOptimizer)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from charlm.checks import check_number
 from charlm.errors import UsageError
 from charlm.models.network import Network
+from charlm.options import NonNegative, Options
 
-GROUPS = ("embedding", "recurrent", "head")
+ORDER = ("recurrent", "rest", "embedding", "head")  # the first group's learning rate is the one that is reported
 
 
-def parameter_groups(network: Network, options: Mapping[str, Mapping[str, float | None]]) -> list[Any]:
-    """The network's parameters for an optimiser, in a group for each part that has options of its own.
+class GroupOptions(Options):
+    """Options of one part of the network; null is the optimiser's own value."""
 
-    `options` maps a part ("embedding", "recurrent", "head") to its ``lr`` and ``weight_decay``; None
-    leaves the optimiser's own. Without any, the parameters come as they are. Raises UsageError for unknown
-    names, numbers below 0, and parts that the network has not got.
+    lr: NonNegative | None = None
+    """Learning rate of this part; null: the optimiser's."""
+    weight_decay: NonNegative | None = None
+    """Weight decay of this part; null: the optimiser's."""
+
+
+class ParameterGroups(Options):
+    """The parts of a network (`Network.parameter_group`)."""
+
+    embedding: GroupOptions = GroupOptions()
+    recurrent: GroupOptions = GroupOptions()
+    head: GroupOptions = GroupOptions()
+
+
+def parameter_groups(network: Network, options: ParameterGroups) -> list[Any]:
+    """The parameters for an optimiser, grouped by part if any part has options of its own.
+
+    Raises UsageError for options of a part that the network does not have.
     """
-    asked: dict[str, dict[str, float]] = {}
-    if not isinstance(options, Mapping):
-        raise UsageError(f"parameter_groups={options} must hold {', '.join(GROUPS)}")
-    for part, values in options.items():
-        if part not in GROUPS:
-            raise UsageError(f"parameter_groups has no part {part!r}: its parts are {', '.join(GROUPS)}")
-        if not isinstance(values, Mapping | None):
-            raise UsageError(f"parameter_groups.{part}={values} must hold lr and weight_decay")
-        for name, value in (values or {}).items():
-            if name not in ("lr", "weight_decay"):
-                raise UsageError(f"parameter_groups.{part} has no option {name!r}: it takes lr and weight_decay")
-            if value is not None:
-                asked.setdefault(part, {})[name] = check_number(f"parameter_groups.{part}.{name}", value)
+    asked = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.model_dump().items()}
+    asked = {part: values for part, values in asked.items() if values}
     if not asked:
         return list(network.parameters())
     groups: dict[str, dict[str, Any]] = {}
@@ -42,4 +45,4 @@ def parameter_groups(network: Network, options: Mapping[str, Mapping[str, float 
     for part in asked:
         if part not in groups:
             raise UsageError(f"parameter_groups.{part}: this model has no parameters there; leave it null")
-    return sorted(groups.values(), key=lambda group: ("recurrent", "rest", "embedding", "head").index(group["name"]))
+    return sorted(groups.values(), key=lambda group: ORDER.index(group["name"]))

@@ -1,82 +1,100 @@
-"""Learning-rate schedules that follow the length of the run; lengths are in epochs.
+"""Learning-rate schedulers that know the length of the run.
 
-A schedule of `conf/schedule/` may read ``${schedule.steps_per_epoch}`` when it moves at every step.
+Their arguments ``epochs`` and ``steps_per_epoch`` are filled in when a run is built.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, MultiStepLR
 
-from charlm.checks import check_int, check_number
-from charlm.errors import UsageError
+from charlm.errors import OptionError
+from charlm.options import NonNegative, PositiveInt, checked
 
 
-def step(optimizer: Optimizer, epochs: int, at: float | list[float] = 2 / 3, factor: float = 0.1) -> MultiStepLR:
-    """The full rate until `at`, then `factor` of it: the lesson's `set_lrs`. Moves at each epoch.
+def _fraction_or_epoch(value: int | float) -> int | float:
+    if value < 0 or (isinstance(value, float) and value >= 1):
+        raise OptionError("", "must be a fraction of the run below 1, or a number of epochs", value)
+    return value
 
-    `at` is a share of `epochs` (a float below 1), an epoch (a whole number: after that many), or a list
-    of either; the rate is multiplied by `factor` at each of them.
-    """
-    name, milestones = "schedule.scheduler.at", []
-    for value in at if isinstance(at, list) else [at]:
-        if check_number(name, value) >= 1 and not isinstance(value, int):
-            raise UsageError(f"{name}={value} must be a share of the run below 1, or a whole number of epochs")
-        milestones.append(value if isinstance(value, int) else round(value * epochs))
-    return MultiStepLR(optimizer, milestones, check_number("schedule.scheduler.factor", factor))
+
+Moment = Annotated[int | float, AfterValidator(_fraction_or_epoch)]
+Minimum = Annotated[NonNegative, Field(description="Lowest learning rate.")]
+
+
+@checked
+def step(
+    optimizer: Optimizer,
+    epochs: PositiveInt,
+    at: Annotated[
+        Moment | list[Moment],
+        Field(description="When to lower the learning rate: a fraction of the run, after so many epochs, or a list."),
+    ] = 2 / 3,
+    factor: Annotated[NonNegative, Field(description="Factor of the learning rate each time.")] = 0.1,
+) -> MultiStepLR:
+    """The full learning rate at first, then a fraction of it: the lesson's `set_lrs`. Steps after each epoch."""
+    moments = at if isinstance(at, list) else [at]
+    return MultiStepLR(optimizer, [m if isinstance(m, int) else round(m * epochs) for m in moments], factor)
 
 
 class HalfCosine(CosineAnnealingLR):
-    """Stays at the lowest rate after its end, where PyTorch's would rise again: a resumed run may grow longer."""
+    """Stays at the minimum after its end, where PyTorch's would rise again: a resumed run may be longer."""
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rate of each parameter group."""
+        """The learning rate of each parameter group."""
         over = self.last_epoch > self.T_max
         return [self.eta_min for _ in self.base_lrs] if over else super().get_lr()
 
 
-def cosine(optimizer: Optimizer, epochs: int, steps_per_epoch: int, eta_min: float = 0.0) -> HalfCosine:
-    """From the full rate down to `eta_min` over `epochs` along half a cosine. Moves at each step."""
+@checked
+def cosine(
+    optimizer: Optimizer, epochs: PositiveInt, steps_per_epoch: PositiveInt, eta_min: Minimum = 0.0
+) -> HalfCosine:
+    """From the full learning rate down to the minimum along half a cosine. Steps after each training step."""
     return HalfCosine(optimizer, epochs * steps_per_epoch, lowest(optimizer, eta_min))
 
 
+@checked
 def sgdr(
-    optimizer: Optimizer, steps_per_epoch: int, cycle_epochs: int = 1, cycle_mult: int = 2, eta_min: float = 0.0
+    optimizer: Optimizer,
+    steps_per_epoch: PositiveInt,
+    cycle_epochs: Annotated[PositiveInt, Field(description="Epochs in the first cycle.")] = 1,
+    cycle_mult: Annotated[PositiveInt, Field(description="Length of each cycle relative to the one before.")] = 2,
+    eta_min: Minimum = 0.0,
 ) -> CosineAnnealingWarmRestarts:
     """SGDR: cosine annealing with warm restarts (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5).
 
-    The rate falls from full to `eta_min` over a cycle, then starts again; the first cycle takes
-    `cycle_epochs` epochs, each later one `cycle_mult` times as long as the one before. Moves at each step.
+    The learning rate falls from full to the minimum over a cycle, then starts again. Steps after each training step.
     """
-    first = check_int("schedule.scheduler.cycle_epochs", cycle_epochs, 1) * steps_per_epoch
-    mult = check_int("schedule.scheduler.cycle_mult", cycle_mult, 1)
-    return CosineAnnealingWarmRestarts(optimizer, first, mult, lowest(optimizer, eta_min))
+    first = cycle_epochs * steps_per_epoch
+    return CosineAnnealingWarmRestarts(optimizer, first, cycle_mult, lowest(optimizer, eta_min))
 
 
 def lowest(optimizer: Optimizer, eta_min: float) -> float:
-    """`eta_min`, if the rate can fall to it."""
+    """`eta_min`. Raises OptionError if it is above the learning rate."""
     full = min(group["lr"] for group in optimizer.param_groups)
-    if check_number("schedule.scheduler.eta_min", eta_min) > full:
-        raise UsageError(f"schedule.scheduler.eta_min={eta_min} must not be above the learning rate {full}")
+    if eta_min > full:
+        raise OptionError("eta_min", f"must not be above the learning rate {full}", eta_min)
     return eta_min
 
 
-MOVES: dict[Any, str] = {step: "epoch", cosine: "step", sgdr: "step"}
+INTERVALS: dict[Any, str] = {step: "epoch", cosine: "step", sgdr: "step"}
 
 
-def check_interval(schedule: Any, interval: str) -> None:
-    """Raise UsageError where one of the schedules above would move at other times than it counts in."""
-    moves = MOVES.get(getattr(schedule, "func", None), interval)  # others count as they like
-    if moves != interval:
-        raise UsageError(f"schedule.interval={interval} does not fit this schedule, which moves at each {moves}")
+def check_interval(scheduler: Any, interval: str) -> None:
+    """Raise OptionError if one of the schedulers above would step at another interval than it is made for."""
+    needed = INTERVALS.get(getattr(scheduler, "func", None), interval)
+    if needed != interval:
+        raise OptionError("schedule.interval", f"does not fit this scheduler, which needs {needed!r}", interval)
 
 
-def cycles_begun(schedule: CosineAnnealingWarmRestarts) -> int:
-    """How many of SGDR's cycles are over or have begun; at a restart, how many are over."""
-    steps, length, cycles = schedule.last_epoch, schedule.T_0, 0
+def cycles_begun(scheduler: CosineAnnealingWarmRestarts) -> int:
+    """The number of SGDR cycles that have begun; at a restart, of those that are complete."""
+    steps, length, cycles = scheduler.last_epoch, scheduler.T_0, 0
     while steps > 0:
-        steps, length, cycles = steps - length, length * schedule.T_mult, cycles + 1
+        steps, length, cycles = steps - length, length * scheduler.T_mult, cycles + 1
     return cycles

@@ -27,6 +27,7 @@ from benchmarks.lesson.runs import command, find_run, place
 from benchmarks.lesson.table import difference, numbers, render
 from charlm.errors import UsageError
 from charlm.run.build import fill_in_lengths
+from charlm.run.settings import check_settings
 from tests.helpers import ROOT, summary
 
 # A made-up text in the place of Nietzsche, small networks, one epoch.
@@ -142,16 +143,15 @@ def test_each_recipe_has_the_lessons_settings(name: str) -> None:
     if rates is None:
         return
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.optimizer.lr)
-    settings = OmegaConf.to_container(config, resolve=True)
-    fill_in_lengths(settings, 1)
-    schedule = instantiate(settings["schedule"]["scheduler"])
-    schedule = schedule and schedule(optimizer)
+    settings = check_settings(OmegaConf.to_container(config, resolve=True))
+    made = instantiate(fill_in_lengths(settings.schedule, settings.trainer.max_epochs, 1).scheduler)
+    scheduler = made and made(optimizer)
     found = []
     for _ in range(config.trainer.max_epochs):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if schedule:
-            schedule.step()
+        if scheduler:
+            scheduler.step()
     assert found == pytest.approx(rates)
 
 

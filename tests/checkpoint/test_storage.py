@@ -150,7 +150,7 @@ def test_a_run_outlives_a_full_disk(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     out = " ".join(capsys.readouterr().out.split())
-    assert out.count("cannot be written: File too large; training goes on") == 1
+    assert out.count("cannot be written: File too large; training continues") == 1
     assert out.count("what could not be written is on the disk now") == 1
     assert differences(tmp_path / "unbroken", tmp_path / "run") == []
 

@@ -12,6 +12,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from charlm.run.build import fill_in_lengths
+from charlm.run.settings import check_settings
 from charlm.run.trust import is_trusted
 from tests.helpers import ROOT
 
@@ -51,14 +52,13 @@ def test_the_defaults_are_the_stateful_protocol() -> None:
     assert (config.optimizer.lr, config.trainer.max_epochs) == (1e-3, 9)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     del config.hydra
-    settings = OmegaConf.to_container(config, resolve=True)
-    fill_in_lengths(settings, 1)
-    schedule = instantiate(settings["schedule"]["scheduler"])(optimizer)
+    settings = check_settings(OmegaConf.to_container(config, resolve=True))
+    scheduler = instantiate(fill_in_lengths(settings.schedule, settings.trainer.max_epochs, 1).scheduler)(optimizer)
     rates = []
     for _ in range(9):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        scheduler.step()
     assert rates == pytest.approx([1.0] * 6 + [0.1] * 3)
     assert config.seed == 42
     assert HydraConfig.get().runtime.choices["model"] == "gru"

@@ -150,7 +150,7 @@ def test_resuming_a_finished_run_changes_nothing(train: Train, capsys: pytest.Ca
     assert differences(before, run) == []
     assert (run / "metrics.csv").read_bytes() == (before / "metrics.csv").read_bytes()
     assert (
-        f"this run was done after {EPOCHS} epochs; trainer.max_epochs={EPOCHS + 1} or more would resume it"
+        f"this run had already finished its {EPOCHS} epochs; trainer.max_epochs={EPOCHS + 1} or more continues it"
         in capsys.readouterr().out
     )
 
@@ -202,7 +202,7 @@ def test_a_run_may_not_become_shorter(train: Train, capsys: pytest.CaptureFixtur
     run = train("run", until=20)
     capsys.readouterr()
     message = refusal(f"resume={run}", "trainer.max_epochs=2", capsys=capsys)
-    assert "trainer.max_epochs=2 cannot become less than the run's 3" in message
+    assert "trainer.max_epochs=2 is less than the run's 3" in message
 
 
 def test_a_text_that_has_changed_is_refused(train: Train, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Whatever goes wrong with W&B, training goes on to the end, and one line says what is missing."""
+"""Whatever goes wrong with W&B, training continues to the end, and one line says what is missing."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_no_server_stops_training(fault: str, programs: dict[str, tuple[Path, st
     assert_complete(folder)
     print(line, summary(folder)["seconds"])
     assert summary(folder)["seconds"] < 60
-    (stored,) = (path for path in folder.glob("wandb/*run-*") if f"/wandb/{path.name} sends it later" in line)
+    (stored,) = (path for path in folder.glob("wandb/*run-*") if f"/wandb/{path.name} uploads it later" in line)
     assert stored.name.startswith("run-" if fault == "dies" else "offline-run-")
     assert logged_steps(folder) == STEPS  # nothing is lost
     ids = {path.stem for path in folder.glob("wandb/*run-*/*.wandb")}
@@ -216,7 +216,7 @@ def test_no_server_stops_training(fault: str, programs: dict[str, tuple[Path, st
 
 def test_who_is_not_logged_in_is_told_so(base: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
     run_train(*base, "logger.mode=online")
-    assert "nobody is logged in (see wandb login); this run is logged offline" in the_line(capfd.readouterr().err)
+    assert "you are not logged in (see wandb login); this run is logged offline" in the_line(capfd.readouterr().err)
     assert logged_steps(tmp_path / "run") == STEPS
 
 
@@ -309,7 +309,7 @@ def test_wandbs_process_hangs(
     began = time.monotonic()
     run_train(*base)
     assert time.monotonic() - began < 20
-    assert "it does not end" in the_line(capfd.readouterr().err)
+    assert "it does not finish" in the_line(capfd.readouterr().err)
     assert_complete(tmp_path / "run")
 
 
@@ -322,7 +322,7 @@ def test_nothing_piles_up_behind_a_process_that_hangs(
     monkeypatch.setattr(wandb.Run, "log", lambda self, values: process.wait(20))
     at_step(monkeypatch, STEPS, process.set)
     run_train(*base)
-    assert "it is stuck; what is logged from step" in the_line(capfd.readouterr().err)
+    assert "it does not respond; logs from step" in the_line(capfd.readouterr().err)
     assert_complete(tmp_path / "run")
 
 
@@ -364,7 +364,7 @@ def test_ctrl_c_ends_the_wait_for_wandb(
     with pytest.raises(SystemExit) as ended:
         run_train(*base)
     assert ended.value.code == 130 and 3 < time.monotonic() - began < 20
-    assert "it does not end" in capfd.readouterr().err
+    assert "it does not finish" in capfd.readouterr().err
 
 
 def test_wandbs_process_cannot_start(
@@ -493,6 +493,6 @@ def test_a_full_disk_does_not_stop_the_csv_logger(
     monkeypatch.setattr(loggers.CSVLogger, "save", fails(OSError(28, "No space left on device")))
     run_train(*base, "logger=csv")
     err = capfd.readouterr().err
-    assert err.endswith("run/csv cannot be written: No space left on device; training goes on\n")
+    assert err.endswith("run/csv cannot be written: No space left on device; training continues\n")
     assert err.count("\n") == 1
     assert_complete(tmp_path / "run")

@@ -177,7 +177,7 @@ def test_an_interrupt_in_validation_or_test_is_no_traceback(
     with monkeypatch.context() as patch:
         patch.setattr(CharLM, moment, interrupted)
         err = stopped(*base, f"hydra.run.dir={tmp_path}/run", status=130, capsys=capsys)
-    assert err.endswith("interrupted\n") and "go on with" in err
+    assert err.endswith("interrupted\n") and "resume with" in err
     steps = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert steps == (25 if moment == "validation_step" else 50)
     run_train(f"resume={tmp_path}/run")

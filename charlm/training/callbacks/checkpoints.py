@@ -15,40 +15,37 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from charlm.checks import check_int, check_number
-from charlm.errors import UsageError
+from charlm.options import Options, Positive, PositiveInt
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.interrupt import Interrupt
 from charlm.training.schedulers import cycles_begun
 
 
-class Checkpoints(Checkpoint):
-    """Keeps `best`, from after the validation with the lowest loss so far, and `last`, to resume from.
+class CheckpointOptions(Options):
+    """How often ``last.ckpt`` is written, besides after every epoch."""
 
-    `last` is written when training begins, after every epoch, every `every_minutes` minutes and every
-    `every_steps` steps (None: not by this measure), and when the user interrupts. ``cycle-1.ckpt`` … are what
-    SGDR had learned when its learning rate was about to restart (fast.ai's `on_cycle_end`); a cycle is a whole number
-    of epochs. None is written while `health` is bad. `monitor` names the loss; one of training is looked at when an
-    epoch ends.
+    every_minutes: Positive | None = None
+    """Minutes between two writes of last.ckpt within an epoch; null: no limit in time."""
+    every_steps: PositiveInt | None = None
+    """Steps between two writes of last.ckpt within an epoch; null: no limit in steps."""
+
+
+class Checkpoints(Checkpoint):
+    """Writes `best` after the validation with the lowest loss so far, and `last` to resume from.
+
+    `last` is written when training begins, after every epoch, as often as `options` say, and when the user interrupts.
+    ``cycle-1.ckpt`` … hold the weights at the end of each SGDR cycle (fast.ai's `on_cycle_end`); a cycle is a whole
+    number of epochs. Nothing is written while `guard` suspects divergence. `monitor` names the loss that decides about
+    `best`; a training loss is read at the end of an epoch.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        monitor: str,
-        interrupt: Interrupt,
-        health: DivergenceGuard,
-        every_minutes: float | None = None,
-        every_steps: int | None = None,
+        self, folder: Path, monitor: str, interrupt: Interrupt, guard: DivergenceGuard, options: CheckpointOptions
     ) -> None:
         self.best, self.last = folder / "best.ckpt", folder / "last.ckpt"
-        self.monitor, self.interrupt, self.health = monitor, interrupt, health
-        self.every_steps = math.inf if every_steps is None else check_int("checkpoint.every_steps", every_steps, 1)
-        self.every_seconds = math.inf
-        if every_minutes is not None:
-            self.every_seconds = 60 * check_number("checkpoint.every_minutes", every_minutes)
-            if not self.every_seconds:
-                raise UsageError("checkpoint.every_minutes=0 must be more than 0, or null")
+        self.monitor, self.interrupt, self.guard = monitor, interrupt, guard
+        self.every_steps = options.every_steps or math.inf
+        self.every_seconds = 60 * (options.every_minutes or math.inf)
         self.lowest = math.inf
         self._stopped_before = 0  # the max_epochs of a run that stopped early
 
@@ -100,8 +97,8 @@ class Checkpoints(Checkpoint):
         self.interrupt.check()
 
     def _save(self, trainer: pl.Trainer, path: Path) -> None:
-        self.health.check(trainer)
-        if not self.health.streak:  # what may be broken does not take the place of what was good
+        self.guard.check(trainer)
+        if not self.guard.streak:  # what may be broken does not take the place of what was good
             trainer.save_checkpoint(path)
 
     def state_dict(self) -> dict[str, Any]:

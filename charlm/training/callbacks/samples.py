@@ -1,43 +1,48 @@
-"""The model's own words after every epoch: in the terminal, in `samples.txt`, in a table on W&B."""
+"""Samples from the model during training: in the terminal, in `samples.txt`, in a table on W&B."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
+from pydantic import Field
 from pytorch_lightning.loggers import WandbLogger
 
 from charlm.checkpoint.storage import Store
-from charlm.checks import check_int, check_number
 from charlm.inference.language_model import LanguageModel
 from charlm.models.network import Network
+from charlm.options import NonNegative, PositiveInt, checked
 
 
 class Samples(pl.Callback):
-    """Writes `length` characters after `prompt` every `every` epochs; `latest` is the last of them.
+    """Writes a sample after an epoch; `latest` is the most recent one.
 
-    Draws from a generator of its own, seeded alike each time, so training is not disturbed and samples
-    of different epochs can be compared.
+    Uses its own random generator with a fixed seed, so that training is not disturbed and samples of different epochs
+    can be compared.
     """
 
-    def __init__(self, length: int = 300, prompt: str = "", temperature: float = 0.8, every: int = 1) -> None:
-        self.length = check_int("callbacks.samples.length", length, 1)
-        self.every = check_int("callbacks.samples.every", every, 1)
-        self.temperature = check_number("callbacks.samples.temperature", temperature)
-        self.prompt = str(prompt)
+    @checked
+    def __init__(
+        self,
+        length: Annotated[PositiveInt, Field(description="Characters per sample.")] = 300,
+        prompt: Annotated[str | int | float, Field(description="Text that the sample continues.")] = "",
+        temperature: Annotated[NonNegative, Field(description="Sampling temperature; 0 is greedy.")] = 0.8,
+        every: Annotated[PositiveInt, Field(description="Epochs from one sample to the next.")] = 1,
+    ) -> None:
+        self.length, self.prompt, self.temperature, self.every = length, str(prompt), temperature, every
         self.latest: str | None = None
-        self.store: Store | None = None  # where to write; charlm.run.experiment gives the run's own
+        self.store: Store | None = None  # where to write; set by charlm.run.experiment
         self._rows: list[list[Any]] = []
         self._warned = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Leave in the file what a resumed run had written when its checkpoint was."""
+        """Restore `samples.txt` to its content at the time of the checkpoint."""
         self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write and keep one sample."""
+        """Write one sample."""
         if (trainer.current_epoch + 1) % self.every:
             self.latest = None
             return
@@ -73,5 +78,5 @@ class Samples(pl.Callback):
         return {"rows": list(self._rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the samples."""
         self._rows = [[int(epoch), str(words)] for epoch, words in state_dict["rows"]]

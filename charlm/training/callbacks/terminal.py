@@ -18,6 +18,7 @@ from rich.table import Table
 
 from charlm.data.module import CharDataModule
 from charlm.models.network import Network
+from charlm.models.windowed import Windowed
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.samples import Samples
 from charlm.training.module import parameter_count
@@ -53,17 +54,18 @@ def facts(rows: dict[str, str], title: str | None = None) -> Table:
     return table
 
 
-def describe(settings: dict[str, Any], data: CharDataModule, network: Network, folder: Path) -> dict[str, str]:
+def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) -> dict[str, str]:
     """The header: what is trained, on what, and where it is written."""
-    unit = "windows" if settings["data"]["split"] == "random" else "characters"
+    unit = "windows" if data.options.split == "random" else "characters"
     sizes = ", ".join(f"{split} {size:,}" for split, size in data.sizes.items() if size)
-    corpus = f"{settings['data']['name']}, {len(data.vocab)} symbols; {sizes} {unit}"
+    text = f"{corpus}, {len(data.vocab)} symbols; {sizes} {unit}"
     if data.extra:
         beside = " + ".join(f"{len(ids):,}" for ids in data.extra)
-        corpus += f"; beside them {beside} characters, rows {':'.join(map(str, data.shares))}"
+        text += f"; beside them {beside} characters, rows {':'.join(map(str, data.shares))}"
+    family = network.network if isinstance(network, Windowed) else network
     return {
-        "model": f"{settings['model']['_target_'].rpartition('.')[2]}, {parameter_count(network):,} parameters",
-        "corpus": corpus,
+        "model": f"{type(family).__name__}, {parameter_count(network):,} parameters",
+        "corpus": text,
         "run": str(folder),
     }
 

@@ -1,0 +1,155 @@
+"""The list of every option, from the declarations: ``python train.py --help`` and ``docs/options.md``.
+
+``python -m charlm.run.reference`` writes the latter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from pydantic import BaseModel, create_model
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+
+from charlm.models.windowed import Windowed
+from charlm.options import STRICT, Options
+from charlm.run.compose import compose_job
+from charlm.run.instantiate import resolve_target, signature
+from charlm.run.settings import OptimizerOptions, Settings
+from charlm.run.suggest import CONF
+
+PAGE = CONF.parent / "docs/options.md"
+USAGE = """python train.py NAME=VALUE …         train, as in model=lstm data=text data.path=notes/ optimizer.lr=3e-3
+python train.py -m NAME=VALUE,VALUE  train once with each value
+python train.py resume=RUN           resume a run
+python train.py NAME=VALUE … --help  list the options of what these values choose
+
+The groups, each with its files in conf/:"""
+NO_DEFAULT = "–"
+TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true | false", "null": "null"}
+RANGES = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+class Option(NamedTuple):
+    """One option: its full name, its default, its type with the range, and what it means."""
+
+    name: str
+    default: Any
+    type: str
+    meaning: str
+
+
+def declared(section: type[BaseModel], prefix: str = "") -> Iterator[Option]:
+    """The options that `section`, and the sections in it, declare."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Options):
+            yield from declared(inner, f"{prefix}{name}.")
+        else:
+            schema = section.model_json_schema()
+            default = NO_DEFAULT if field.is_required() else field.get_default(call_default_factory=True)
+            yield Option(prefix + name, default, type_name(schema["properties"][name]), field.description or "")
+
+
+def arguments(target: Any, prefix: str) -> Iterator[Option]:
+    """The options that the function or constructor `target` declares: its arguments with a description."""
+    fields: dict[str, Any] = {}
+    for name, parameter in (signature(target, evaluate=True) or {}).items():
+        notes = getattr(parameter.annotation, "__metadata__", ())
+        if any(isinstance(note, FieldInfo) and note.description for note in notes):
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (parameter.annotation, default)
+    yield from declared(create_model("_", __config__=STRICT, **fields), prefix)
+
+
+def type_name(schema: dict[str, Any]) -> str:
+    """The type and the range of a JSON schema in words."""
+    if "anyOf" in schema:
+        return " | ".join(type_name(branch) for branch in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if schema.get("type") == "array":
+        return f"list of {type_name(schema['items'])}"
+    limits = [f"{sign} {schema[key]}" for key, sign in RANGES.items() if key in schema]
+    return " ".join([TYPES.get(schema.get("type", ""), "section"), *limits])
+
+
+def targets(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """Each ``_target_`` in `section`, with the prefix of its options."""
+    if isinstance(section, Mapping):
+        if "_target_" in section:
+            yield str(section["_target_"]), prefix
+        for name, inner in section.items():
+            yield from targets(inner, f"{prefix}{name}.")
+
+
+def options_of(target: str, prefix: str) -> list[Option]:
+    """The options of what `target` names."""
+    if prefix == "optimizer.":
+        return [option._replace(default=NO_DEFAULT) for option in declared(OptimizerOptions, prefix)]
+    found = list(arguments(resolve_target(prefix, target), prefix))
+    return [*found, *arguments(Windowed, prefix)] if prefix == "model." else found
+
+
+def page() -> str:
+    """The text of ``docs/options.md``."""
+    lines = [
+        "# Options",
+        "",
+        "Written by `python -m charlm.run.reference` from the declarations in the code. `python train.py --help` lists",
+        "the options of one config with their values. A default here is the declaration's; `conf/` may set another.",
+        "",
+        "## Every run",
+        "",
+        *rows(list(declared(Settings))),
+    ]
+    users: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        if path.parent.name != "experiment":
+            content = OmegaConf.to_container(OmegaConf.load(path))
+            for target, prefix in targets(content, f"{path.parent.name}."):
+                place = ("torch.optim.*" if prefix == "optimizer." else target, prefix)
+                users.setdefault(place, []).append(f"`{path.parent.name}={path.stem}`")
+    for (target, prefix), names in users.items():
+        if options := options_of(target, prefix):
+            lines += ["", f"## {', '.join(names)}", "", f"`{target}`", "", *rows(options)]
+    return "\n".join(lines) + "\n"
+
+
+def rows(options: Sequence[Option]) -> list[str]:
+    """A Markdown table."""
+    cells = [(f"`{o.name}`", written(o.default), o.type, o.meaning) for o in options]
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in cells]
+    return ["| option | default | type | meaning |", "| --- | --- | --- | --- |", *(f"| {line} |" for line in lines)]
+
+
+def written(value: Any) -> str:
+    """`value` as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def print_help(overrides: Sequence[str]) -> None:
+    """Print the groups, and every option of the config that `overrides` compose, with its value."""
+    settings = compose_job(list(overrides))[0].model_dump()
+    options = list(declared(Settings))
+    for target, prefix in targets(settings, ""):
+        options += options_of(target, prefix)
+    groups, listed = (Table(box=None, show_header=False, pad_edge=False) for _ in range(2))
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
+        groups.add_row(f"{folder.name}=", " ".join(sorted(path.stem for path in folder.glob("*.yaml"))))
+    for option in options:
+        value: Any = settings
+        for part in option.name.split("."):
+            value = value.get(part, option.default) if isinstance(value, dict) else option.default
+        if not isinstance(value, dict):
+            listed.add_row(f"{option.name}={written(value)}", option.type, option.meaning)
+    print(USAGE)
+    Console(highlight=False).print(groups, "\nThe options, with the values that a run would use:", listed)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,147 @@
+"""The settings of a run: the composed config, checked.
+
+Sections that describe an object by ``_target_`` and its arguments are plain dicts; the object's own constructor
+declares and checks these options.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any, Literal
+
+import pytorch_lightning as pl
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from charlm.data.options import DataOptions
+from charlm.errors import OptionError
+from charlm.options import Count, NonNegative, Options, PositiveInt, Seed
+from charlm.run.suggest import did_you_mean
+from charlm.training.callbacks.checkpoints import CheckpointOptions
+from charlm.training.objective import Objective
+from charlm.training.parameter_groups import ParameterGroups
+
+
+def _has_target(section: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in section:
+        raise OptionError("_target_", "is missing: it names the class, see conf/")
+    return section
+
+
+Target = Annotated[dict[str, Any], AfterValidator(_has_target)]
+
+
+class OptimizerOptions(Options):
+    """What is checked of an optimiser's arguments; the class takes more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    lr: NonNegative = 0.0
+    """Learning rate."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay: an L2 gradient, or decoupled in AdamW."""
+    momentum: NonNegative = 0.0
+    """Share of the last update that the next one keeps."""
+    fused: bool | None = None
+    """One kernel for the whole update, on the CPU too."""
+
+
+def _valid_optimizer(section: dict[str, Any]) -> dict[str, Any]:
+    OptimizerOptions(**section)
+    return section
+
+
+class ScheduleOptions(Options):
+    """How the learning rate changes during training."""
+
+    interval: Literal["epoch", "step"] = "epoch"
+    """How often the scheduler steps."""
+    scheduler: Target | None = None
+    """The scheduler (``_target_`` and its arguments); null keeps the learning rate constant."""
+
+
+class TrainerOptions(Options):
+    """Arguments of Lightning's Trainer. Any other one can be added with ``+trainer.NAME=VALUE``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    accelerator: str = "auto"
+    """auto | cpu | cuda …; auto is a CUDA GPU where there is one, else the CPU."""
+    devices: int | list[int] = 1
+    """1, or the number of one device such as [0]: a run trains on one device."""
+    precision: str | int = "32-true"
+    """Precision of weights and arithmetic: 32-true | 64-true | bf16-mixed | bf16-true | 16-mixed …"""
+    max_epochs: PositiveInt = 9
+    """Epochs to train."""
+    gradient_clip_val: NonNegative | None = None
+    """Largest norm of the gradient, or of each of its numbers for value clipping; null: no clipping."""
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    """What is clipped: the norm of the whole gradient, or each of its numbers."""
+    accumulate_grad_batches: PositiveInt = 1
+    """Batches per optimiser step."""
+    limit_train_batches: int | float | None = None
+    """Training batches per epoch: a number, or a fraction of them; null: all."""
+    limit_val_batches: int | float | None = None
+    """Validation batches: a number, or a fraction of them; null: all, 0: no validation."""
+    overfit_batches: int | float = 0
+    """Train and validate on so many training batches only (or a fraction of them); 0: off."""
+    log_every_n_steps: Count = 100
+    """Steps between two lines in the logger."""
+
+    @model_validator(mode="after")
+    def _one_device(self) -> TrainerOptions:
+        if self.devices != 1 and not (isinstance(self.devices, list) and len(self.devices) == 1):
+            raise OptionError("devices", "a run trains on one device; give 1, or one number such as [0]", self.devices)
+        for name, value in (self.model_extra or {}).items():
+            if name not in inspect.signature(pl.Trainer).parameters:
+                raise OptionError(name, "is not an option")
+            if value != {"num_nodes": 1, "strategy": "auto"}.get(name, value):
+                raise OptionError(name, "is not supported: a run trains on one device; leave it out", value)
+        if self.gradient_clip_algorithm == "value" and self.gradient_clip_val is None:
+            raise OptionError("gradient_clip_algorithm=value", "clips nothing without trainer.gradient_clip_val")
+        return self
+
+
+class Settings(Options):
+    """Everything that a run is made from."""
+
+    seed: Seed
+    """Seed of weights, dropout, shuffling, jitter and random splits."""
+    resume: str | int | float | None = None
+    """A run folder, or a .ckpt file in its checkpoints: resume that run, in its folder and with its own settings."""
+    data: DataOptions
+    model: Target
+    """The network: ``_target_`` names its class, the rest are its options."""
+    optimizer: Annotated[Target, AfterValidator(_valid_optimizer)]
+    """The optimiser: ``_target_`` names its class, the rest are its arguments."""
+    schedule: ScheduleOptions
+    trainer: TrainerOptions
+    logger: Target
+    """Where figures go besides the run folder's own files."""
+    callbacks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    """Callbacks by name, each with a ``_target_`` and its arguments; null leaves one out."""
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    objective: Objective = Objective()
+    parameter_groups: ParameterGroups = ParameterGroups()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, sections: Any) -> Any:
+        """A section that is null has its default values."""
+        if not isinstance(sections, dict):
+            return sections
+        return {name: section for name, section in sections.items() if section is not None}
+
+
+def check_settings(values: Any) -> Settings:
+    """The settings in `values`. Raises OptionError, with the nearest name for an option that does not exist."""
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise OptionError("", "the config must be a section of options")
+    try:
+        return Settings(**values)
+    except OptionError as error:
+        section = error.name.partition(".")[0]
+        more = {
+            "is not an option": did_you_mean(error.name),
+            "is missing": f" in the config: see conf/{section}/",
+        }.get(error.problem, "")
+        raise OptionError(error.name, error.problem + more, error.value) from None

@@ -1,0 +1,64 @@
+"""The nearest name for an option that does not exist. Loads nothing heavy: the answer comes at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+import charlm
+
+CONF = Path(charlm.__file__).parents[1] / "conf"
+OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for an option that ``conf/`` does not set, instead of Hydra's own; None for another error."""
+    found = re.search(r"Could not override '([^']+)'", str(error))
+    if not found:
+        return None
+    name = found[1]
+    if nearest(name) is None and name.startswith(tuple(f"{section}." for section in OPEN)):
+        return f"{name} is not set in conf/: write +{name}=VALUE to add it"
+    return f"{name} is not an option{did_you_mean(name)}"
+
+
+def did_you_mean(name: str) -> str:
+    """The end of a sentence about an option that does not exist."""
+    close = nearest(name)
+    return f": did you mean {close}?" if close else ": python train.py --help lists them"
+
+
+def nearest(name: str) -> str | None:
+    """An option like `name`: in the same section, or else of the same or a similar name elsewhere."""
+    options = sorted(option_names(), key=lambda option: option.count("."))
+    section, _, leaf = name.rpartition(".")
+    siblings = {option.rpartition(".")[2]: option for option in options if option.rpartition(".")[0] == section}
+    anywhere = {option.rpartition(".")[2]: option for option in reversed(options)}  # the shortest name wins
+    for leaves in (siblings, anywhere):
+        if close := difflib.get_close_matches(leaf, leaves, 1):
+            return leaves[close[0]]
+    return None
+
+
+def option_names() -> list[str]:
+    """The full name of every option in ``conf/``."""
+    names = {path.name for path in CONF.iterdir() if path.is_dir()}
+    for path in CONF.glob("**/*.yaml"):
+        prefix = "" if path.parent == CONF else f"{path.parent.name}."
+        if prefix != "experiment.":
+            names |= set(_names(OmegaConf.to_container(OmegaConf.load(path)), prefix))
+    return sorted(names)
+
+
+def _names(section: Any, prefix: str) -> Iterator[str]:
+    for key, value in section.items():
+        if key in ("defaults", "hydra"):
+            continue
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
