@@ -28,7 +28,7 @@ def test_extra_texts_share_vocabulary_and_normalisation() -> None:
 
 
 def test_the_vocabulary_can_be_limited_to_the_beginning_and_extra_texts() -> None:
-    encoded = encode(corpus("aabbc", "dd"), vocab_from_first=4, min_freq=2, unk=True)
+    encoded = encode(corpus("aabbc", "dd"), vocab_part=lambda length: length - 1, min_freq=2, unk=True)
     assert encoded.vocab.chars == "abd"
     assert encoded.ids.tolist() == [1, 1, 2, 2, 0]
 
