@@ -78,7 +78,7 @@ MESSAGES = {
 
 
 def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionError:
-    """The first problem, as a sentence that begins with the option's name. `names` are those of positional arguments."""
+    """The first problem as a sentence that starts with the option's name. `names` are those of positional arguments."""
     detail = error.errors(include_url=False)[0]
     place = [names[part] if i == 0 and isinstance(part, int) else str(part) for i, part in enumerate(detail["loc"])]
     # pydantic names the branch of a union, too: "int", "list[int]", "function-after[…]".
