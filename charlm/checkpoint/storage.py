@@ -49,7 +49,7 @@ class Store:
         self._pending[path] = data  # what is newer takes the place of what is still waiting
         if error := self._flush():
             if not self._failing:
-                self.warn(f"{error}; training goes on, and tries to write again at the next checkpoint")
+                self.warn(f"{error}; training continues, and the next checkpoint tries again")
         elif self._failing:
             self.warn("what could not be written is on the disk now")
         self._failing = bool(self._pending)

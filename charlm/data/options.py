@@ -53,9 +53,9 @@ class DataOptions(Options):
     train: Share | None = None
     """Training split: a fraction, or a number of characters (of windows with split=random); null: all that is left."""
     val: Share = 0.1
-    """Validation split, behind the training split: a fraction or a number as for train."""
+    """Validation split, after the training split: a fraction or a number as for train."""
     test: Share = 0.0
-    """Test split, behind the validation split: a fraction or a number as for train."""
+    """Test split, after the validation split: a fraction or a number as for train."""
     mode: Literal["streams", "windows"] = "streams"
     """Contiguous streams with the state carried from batch to batch, or independent windows."""
     batch_size: PositiveInt = 64

@@ -283,5 +283,5 @@ def test_dropout_acts_in_training_only(x_BT: Tensor) -> None:
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments: dict) -> None:
-    with pytest.raises(UsageError, match=f"model: .*{next(iter(arguments))}"):
+    with pytest.raises(UsageError, match=rf"model[:.].*{next(iter(arguments))}"):
         build_network({"_target_": "charlm.models.recurrent.GRU", **arguments}, V)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from charlm.errors import UsageError
 from charlm.models.recurrent import GRU
 from charlm.run.build import steps_per_epoch
+from charlm.run.settings import TrainerOptions
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.interrupt import Interrupt
@@ -132,13 +133,13 @@ def test_values_that_cannot_be_are_named(make: object, named: str) -> None:
         ({"accumulate_grad_batches": 3, "limit_train_batches": 7}, 3),
     ],
 )
-def test_steps_an_epoch_are_lightnings(settings: dict, expected: int, text: str, tmp_path: Path) -> None:
-    assert steps_per_epoch(settings, 10) == expected
+def test_steps_per_epoch_are_lightnings(settings: dict, expected: int, text: str, tmp_path: Path) -> None:
+    assert steps_per_epoch(TrainerOptions(**settings), 10) == expected
     data = data_module(text[:400], val=0.2, batch_size=4, bptt=8)
     lightning = {k: v for k, v in settings.items() if v is not None}
     run = trainer(tmp_path, max_epochs=2, **lightning)
     run.fit(char_lm(GRU(len(data.vocab), 4, 6)), datamodule=data)
-    assert run.global_step == 2 * steps_per_epoch(settings, len(data.train_dataloader()))
+    assert run.global_step == 2 * steps_per_epoch(TrainerOptions(**settings), len(data.train_dataloader()))
 
 
 def test_every_cycles_end_is_saved_with_the_weights_of_that_moment(text: str, tmp_path: Path) -> None:
