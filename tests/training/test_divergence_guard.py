@@ -62,7 +62,7 @@ def test_a_broken_loss_stops_the_run_at_once(
     run = tmp_path / "run"
     err = stopped(*base, f"hydra.run.dir={run}", status=2, capsys=capsys)
     assert err.startswith("error: training diverged at step 40 in epoch 2: the loss is") and err.count("\n") == 1
-    assert "optimizer.lr=0.001" in err and "trainer.gradient_clip_val=1" in err and "best.ckpt and" in err
+    assert "optimizer.lr=0.001" in err and "trainer.gradient_clip_val=1" in err and "best.ckpt, " in err
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 28
     assert charlm.load(run).score("abc") < 10
 
