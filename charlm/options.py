@@ -8,7 +8,8 @@ is not a number and ``"8"`` is not one either.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
@@ -42,14 +43,14 @@ class Options(BaseModel):
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check the arguments of `function` by their annotations. A wrong one raises OptionError."""
-    validated = validate_call(config=STRICT)(function)
+    validated, names = validate_call(config=STRICT)(function), list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return validated(*arguments, **options)
         except ValidationError as error:
-            raise option_error(error) from None
+            raise option_error(error, names) from None
 
     return call
 
@@ -69,18 +70,19 @@ MESSAGES = {
     "dict_type": "must be a section of options",
     "list_type": "must be a list",
     "literal_error": "must be {expected}",
-    "greater_than": "must be more than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "greater_than": "must be more than {gt:.15g}",
+    "greater_than_equal": "must be at least {ge:.15g}",
+    "less_than": "must be less than {lt:.15g}",
+    "less_than_equal": "must be at most {le:.15g}",
 }
 
 
-def option_error(error: ValidationError) -> OptionError:
-    """The first of what is wrong, in one sentence that begins with the option's name."""
+def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionError:
+    """The first problem, as a sentence that begins with the option's name. `names` are those of positional arguments."""
     detail = error.errors(include_url=False)[0]
+    place = [names[part] if i == 0 and isinstance(part, int) else str(part) for i, part in enumerate(detail["loc"])]
     # pydantic names the branch of a union, too: "int", "list[int]", "function-after[…]".
-    name = ".".join(part for part in map(str, detail["loc"]) if part not in ("int", "float", "str") and "[" not in part)
+    name = ".".join(part for part in place if part not in ("int", "float", "str") and "[" not in part)
     cause = detail.get("ctx", {}).get("error")  # raised by a check of our own
     if isinstance(cause, OptionError):
         return cause.within(name) if name else cause

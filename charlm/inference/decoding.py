@@ -1,6 +1,6 @@
-"""Decoding: from a network and a prompt to more ids, one at a time.
+"""Decoding: from a network and a prompt to further ids, one at a time.
 
-Each step feeds one character and keeps the recurrent state, so nothing is computed twice.
+Each step feeds one character and carries the recurrent state, so nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from charlm.checks import check_int, check_number
 from charlm.errors import UsageError
 from charlm.models.network import Network
 
 
 def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -> int:
-    """Draw from softmax(logits / temperature), or take the most likely id at temperature 0."""
+    """Sample from softmax(logits / temperature), or take the most likely id at temperature 0."""
     if not logits_V.isfinite().all():
-        raise UsageError(
-            "the network's output is not finite: its training diverged; train it with a lower optimizer.lr"
-        )
+        raise UsageError("the network's output is not finite: training diverged; train with a lower optimizer.lr")
     if temperature == 0:
         return int(logits_V.argmax())
-    # Shifted first, so that a tiny temperature cannot overflow. On the CPU, so that a seed gives the same
-    # text whatever device the network is on.
+    # Shifted first, so that a tiny temperature cannot overflow. On the CPU, so that a seed gives the same text
+    # whatever device the network is on.
     scaled = (logits_V.double() - logits_V.max()).cpu() / temperature
     return int(torch.multinomial(scaled.softmax(-1), 1, generator=rng))
 
 
+@torch.inference_mode()
 def generate(
     network: Network,
     prompt_T: Tensor,
@@ -38,20 +36,11 @@ def generate(
     rng: torch.Generator | None = None,
     first_id: int = 0,
 ) -> Iterator[int]:
-    """An iterator over `length` ids that continue the prompt (int64, at least one id), each made when asked for.
+    """Yield `length` ids that continue the prompt (int64, at least one id).
 
-    `temperature` 0 is greedy. Ids below `first_id` (special symbols) are never chosen. The network
-    should be in evaluation mode. Raises UsageError for a negative length or temperature.
+    `temperature` 0 is greedy. Ids below `first_id` (special symbols) are never chosen. The network should be in
+    evaluation mode.
     """
-    check_int("length", length, 0)
-    check_number("temperature", temperature)
-    return _generate(network, prompt_T, length, temperature, rng, first_id)
-
-
-@torch.inference_mode()
-def _generate(
-    network: Network, prompt_T: Tensor, length: int, temperature: float, rng: torch.Generator | None, first_id: int
-) -> Iterator[int]:
     device = next(network.parameters()).device
     logits, state, _ = network(prompt_T.to(device).unsqueeze(0))
     for step in range(length):

@@ -1,7 +1,7 @@
-"""The contract between the network families and everything that uses them.
+"""The contract between network families and the code that uses them.
 
-A new family is one file in this package, with a class that keeps the contract of `Network` (most easily as a
-`charlm.models.sequence.Sequence`), and one yaml in ``conf/model/``.
+A new family is one file in this package, with a class that satisfies the contract of `Network` (most easily as a
+subclass of `charlm.models.sequence.Sequence`), and one yaml in ``conf/model/``.
 
 Shapes: B batch, T time, H hidden, V vocabulary.
 """
@@ -17,22 +17,22 @@ from charlm.models.state import State
 
 
 class Output(NamedTuple):
-    """What a network returns."""
+    """The output of a network."""
 
-    logits: Tensor  # (B, T, V), or (B, 1, V) where it predicts only after a window
+    logits: Tensor  # (B, T, V), or (B, 1, V) if it predicts only after a window
     state: State  # after the last input
     hidden: Tensor  # (B, T, H) or (B, 1, H): what the head reads
 
 
 class Network(nn.Module):
-    """The contract that every family keeps; its constructor takes ``vocab_size`` and plain values.
+    """The contract of every family. Its constructor takes ``vocab_size`` and plain values.
 
-    - A text read in pieces, with the state carried, gives the same logits, state and gradients as the text read
-      whole, from any state.
-    - Rows do not influence one another (in evaluation mode), and no output depends on a later character.
-    - The batch is dimension 0 of every tensor, of states too.
+    - A text read in chunks, with the state carried over, gives the same logits, state and gradients as the whole text,
+      from any initial state.
+    - Rows are independent (in evaluation mode), and no output depends on a later character.
+    - The batch is dimension 0 of every tensor, including the state's.
 
-    `window` is how many characters a prediction is made from, or None where there is one after every character.
+    `window` is the number of characters that a prediction depends on, or None if there is one after every character.
     """
 
     window: int | None = None
@@ -46,11 +46,11 @@ class Network(nn.Module):
         """The state before the first character."""
 
     def at_every_step(self, x_BT: Tensor, state: State | None = None) -> Output:
-        """Like `forward`, but with an output after each input, whatever the family."""
+        """Like `forward`, but always with an output after each input."""
         output: Output = self(x_BT, state)
         return output
 
     def parameter_group(self, name: str) -> str:
-        """Which part of the network a parameter belongs to: "embedding", "recurrent" or "head"."""
+        """The part of the network that a parameter belongs to: "embedding", "recurrent" or "head"."""
         first = name.split(".")[0]
         return first if first in ("embedding", "head") else "recurrent"

@@ -2,7 +2,7 @@
 
 RNN (Elman 1990, "Finding structure in time"):
     h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
-    IRNN: the same with W_hh = I at first (Le, Jaitly & Hinton 2015, arXiv:1504.00941; with tanh, as in the lesson)
+    IRNN: the same, with W_hh initialised as I (Le, Jaitly & Hinton 2015, arXiv:1504.00941; with tanh, as in the lesson)
 
 GRU (Cho et al. 2014, arXiv:1406.1078, with PyTorch's gate order r, z, n):
     r_t = σ(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
@@ -23,13 +23,15 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from charlm.models.checks import check_flags, check_probabilities, check_sizes
+from charlm.errors import OptionError
+from charlm.models.options import Dropout, EmbeddingSize, HiddenSize, Identity, Layers, OutputDropout
 from charlm.models.sequence import Sequence
 from charlm.models.state import State, turn
+from charlm.options import PositiveInt, checked
 
 
-class Layers(Protocol):
-    """What `nn.RNN`, `nn.GRU` and `nn.LSTM` have in common."""
+class RecurrentLayers(Protocol):
+    """The interface that `nn.RNN`, `nn.GRU` and `nn.LSTM` share."""
 
     num_layers: int
     hidden_size: int
@@ -39,37 +41,31 @@ class Layers(Protocol):
 
 
 class _Recurrent(Sequence):
-    """What the families share; see the module's docstring for the equations.
-
-    Arguments: sizes in units; `layers`, stacked recurrent layers; `dropout`, the probability of
-    dropping a unit between layers; `output_dropout`, likewise before the head.
-    Raises ValueError for sizes below 1 and probabilities outside [0, 1).
-    """
+    """What the families share; see the module's docstring for the equations."""
 
     layer: ClassVar[Any]
 
+    @checked
     def __init__(
         self,
-        vocab_size: int,
-        embedding_size: int = 42,
-        hidden_size: int = 256,
-        layers: int = 1,
-        dropout: float = 0.0,
-        output_dropout: float = 0.0,
+        vocab_size: PositiveInt,
+        embedding_size: EmbeddingSize = 42,
+        hidden_size: HiddenSize = 256,
+        layers: Layers = 1,
+        dropout: Dropout = 0.0,
+        output_dropout: OutputDropout = 0.0,
     ) -> None:
         super().__init__()
-        check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, layers=layers)
-        check_probabilities(dropout=dropout, output_dropout=output_dropout)
         if dropout and layers == 1:
-            raise ValueError("dropout acts between layers: use two or more layers, or output_dropout")
+            raise OptionError("dropout", "acts between layers: use two or more layers, or output_dropout", dropout)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.recurrent: Layers = self.layer(embedding_size, hidden_size, layers, dropout=dropout)
+        self.recurrent: RecurrentLayers = self.layer(embedding_size, hidden_size, layers, dropout=dropout)
         self.dropout = nn.Dropout(output_dropout)
         self.head = nn.Linear(hidden_size, vocab_size)
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """Outputs of the last layer (T, B, H) and the state after the last step."""
-        e_TBE = self.embedding(x_BT.t())  # time first is the layout the recurrent kernels work in
+        e_TBE = self.embedding(x_BT.t())  # time first, the layout of the recurrent kernels
         h_TBH, last = self.recurrent(e_TBE, turn(state))
         return self.dropout(h_TBH), turn(last)
 
@@ -79,13 +75,13 @@ class _Recurrent(Sequence):
 
 
 class RNN(_Recurrent):
-    """The Elman network, tanh; with ``identity=True`` every W_hh starts as the identity."""
+    """The Elman network, tanh."""
 
     layer: ClassVar[Any] = nn.RNN
 
-    def __init__(self, vocab_size: int, *sizes: int, identity: bool = False, **options: Any) -> None:
+    @checked
+    def __init__(self, vocab_size: int, *sizes: int, identity: Identity = False, **options: Any) -> None:
         super().__init__(vocab_size, *sizes, **options)
-        check_flags(identity=identity)
         if identity:
             for name, weight in self.named_parameters():
                 if "weight_hh" in name:

@@ -1,4 +1,4 @@
-"""What the families share: features after every character, and a head that reads them.
+"""Networks with features after every character and a head that reads them.
 
 Shapes: B batch, T time, H hidden, V vocabulary.
 """
@@ -18,7 +18,7 @@ from charlm.models.state import State
 class Sequence(Network):
     """A network that computes features step by step and predicts from them.
 
-    A family defines `features`, `initial_state` and ``head``.
+    Subclasses define `features`, `initial_state` and ``head``.
     """
 
     head: Callable[[Tensor], Tensor]
@@ -33,6 +33,6 @@ class Sequence(Network):
         return Output(self.head(h_TBH).transpose(0, 1), state, h_TBH.transpose(0, 1))
 
     def zeros(self, *shape: int) -> Tensor:
-        """Zeros of the parameters' type, on their device."""
+        """Zeros with the dtype and device of the parameters."""
         parameter = next(self.parameters())
         return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)

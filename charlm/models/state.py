@@ -1,7 +1,6 @@
 """Recurrent state: a tensor or a (nested) tuple of tensors whose dimension 0 is the batch.
 
-The same functions work for every family, so that carrying, detaching and forking rows need not know
-which network a state belongs to.
+These functions work for every family: carrying, detaching and forking rows does not depend on the network.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def turn(state: State) -> State:
 
 
 def detach(state: State) -> State:
-    """Keep the state's values and forget how they came about (the lesson's `repackage_var`)."""
+    """The state without its graph (the lesson's `repackage_var`)."""
     return map_state(Tensor.detach, state)
 
 

@@ -10,28 +10,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from charlm.models.checks import check_sizes
 from charlm.models.network import Network, Output
+from charlm.models.options import Window
 from charlm.models.sequence import Sequence
 from charlm.models.state import State
+from charlm.options import checked
 
 
 class Windowed(Network):
-    """One output, after the last `window` characters, which `network` reads anew each time from its initial state.
+    """Predicts from the last `window` characters only: `network` reads them from its initial state each time.
 
-    The state is the window itself: int64 (B, N) of ids + 1, right-aligned, 0 where no character has been yet.
+    The state is the window itself: int64 (B, N), ids + 1, right-aligned, 0 where there is no character yet.
     """
 
     window: int
 
-    def __init__(self, network: Sequence, window: int) -> None:
+    @checked
+    def __init__(self, network: Sequence, window: Window) -> None:
         super().__init__()
-        check_sizes(window=window)
         self.network, self.window = network, window
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """The network's own."""
+        """The head of the wrapped network."""
         return self.network.head
 
     def forward(self, x_BT: Tensor, state: State | None = None) -> Output:
@@ -41,7 +42,7 @@ class Windowed(Network):
         return Output(self.head(h_1BH).transpose(0, 1), window_BN, h_1BH.transpose(0, 1))
 
     def at_every_step(self, x_BT: Tensor, state: State | None = None) -> Output:
-        """An output after each input, from as many windows."""
+        """An output after each input, each from its own window."""
         seen_BT = self._seen(x_BT, state)
         windows_BTN = seen_BT.unfold(1, self.window, 1)[:, 1:]
         h_1NH = self._after(windows_BTN.flatten(0, 1))
@@ -54,7 +55,7 @@ class Windowed(Network):
         return torch.zeros(batch_size, self.window, dtype=torch.int64, device=device)
 
     def parameter_group(self, name: str) -> str:
-        """As the network says."""
+        """As in the wrapped network."""
         return self.network.parameter_group(name.removeprefix("network."))
 
     def _seen(self, x_BT: Tensor, state: State | None) -> Tensor:
@@ -63,12 +64,12 @@ class Windowed(Network):
         return torch.cat([window_BN, x_BT + 1], 1)
 
     def _after(self, window_BN: Tensor, full: bool = False) -> Tensor:
-        """Features (1, B, H) after right-aligned windows; `full` when none has an empty place."""
+        """Features (1, B, H) after right-aligned windows; `full` if none has an empty place."""
         if full:
             return self.network.features(window_BN - 1, self.network.initial_state(len(window_BN)))[0][-1:]
         lengths = (window_BN > 0).sum(1)
         rows, found = [], []
-        for length in lengths.unique().tolist():  # usually one
+        for length in lengths.unique().tolist():  # usually only one
             chosen = (lengths == length).nonzero()[:, 0]
             rows.append(chosen)
             found.append(self._after(window_BN[chosen, window_BN.shape[1] - length :], full=True))

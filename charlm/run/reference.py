@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def type_name(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {type_name(schema['items'])}"
     limits = [f"{sign} {schema[key]}" for key, sign in RANGES.items() if key in schema]
-    return " ".join([TYPES.get(schema.get("type", ""), "section"), *limits])
+    return f"{TYPES.get(schema.get('type', ''), 'section')} {', '.join(limits)}".strip()
 
 
 def targets(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
@@ -92,7 +93,9 @@ def options_of(target: str, prefix: str) -> list[Option]:
     if prefix == "optimizer.":
         return [option._replace(default=NO_DEFAULT) for option in declared(OptimizerOptions, prefix)]
     found = list(arguments(resolve_target(prefix, target), prefix))
-    return [*found, *arguments(Windowed, prefix)] if prefix == "model." else found
+    if prefix == "model.":
+        found += [window._replace(default=None, type=f"{window.type} | null") for window in arguments(Windowed, prefix)]
+    return found
 
 
 def page() -> str:
@@ -148,7 +151,8 @@ def print_help(overrides: Sequence[str]) -> None:
         if not isinstance(value, dict):
             listed.add_row(f"{option.name}={written(value)}", option.type, option.meaning)
     print(USAGE)
-    Console(highlight=False).print(groups, "\nThe options, with the values that a run would use:", listed)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(groups, "\nThe options, with the values that a run would use:", listed)
 
 
 if __name__ == "__main__":

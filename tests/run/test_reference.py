@@ -59,5 +59,5 @@ def test_a_new_option_needs_its_declaration_only() -> None:
 
     assert list(declared(Section, "section.")) == [("section.depth", 3, "integer ≥ 1", "Layers of it.")]
     found = {option.name: option for option in arguments(Net, "model.")}
-    assert found["model.width"] == ("model.width", 1.5, "number > 0 < 2", "How wide.")
+    assert found["model.width"] == ("model.width", 1.5, "number > 0, < 2", "How wide.")
     assert "model.hidden_size" in found

@@ -1,7 +1,7 @@
-"""The recurrent layers once more, from a cell written out and a loop over time.
+"""The recurrent layers again, as explicit cells and a loop over time.
 
-Same equations, names and gate order as PyTorch's `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell` (given in
-`charlm.models.recurrent`): with the same weights they give the same numbers.
+Equations, names and gate order are those of PyTorch's `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell` (see
+`charlm.models.recurrent`): the same weights give the same numbers.
 
 Shapes: B batch, T time, I inputs, H hidden, G gates.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -17,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.models import recurrent
-from charlm.models.checks import check_choice
 from charlm.models.ops.scan import scan
+from charlm.models.options import Activation
+from charlm.options import checked
 
 
 class Cell(nn.Module):
-    """One step of a recurrent layer. Its state is a tuple of (B, H) whose first is the output.
+    """One step of a recurrent layer. Its state is a tuple of tensors (B, H), the first of which is the output.
 
-    Arguments: sizes in units; `biases`, 2 as in PyTorch, or 1 as in Keras (none on the recurrent side).
-    Parameters start uniform in ±1/√H, as PyTorch's do.
+    `biases` is 2 as in PyTorch, or 1 as in Keras (none on the recurrent side). Parameters are initialised uniformly in
+    ±1/√H, as in PyTorch.
     """
 
     gates: ClassVar[int]
@@ -42,30 +44,30 @@ class Cell(nn.Module):
             nn.init.uniform_(parameter, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
 
     def inputs(self, x: Tensor) -> Tensor:
-        """The input's share of the gates, for one step or all steps at once: (…, I) → (…, G·H)."""
+        """The input's contribution to the gates, for one step or all steps at once: (…, I) → (…, G·H)."""
         return F.linear(x, self.weight_ih, self.bias_ih)
 
     @abstractmethod
     def step(self, i_BG: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The state after a step whose input's share of the gates is `i_BG`."""
+        """The state after a step, given the input's contribution to the gates."""
 
     def forward(self, x_BI: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The state after one step from the input itself."""
+        """The state after one step, given the input itself."""
         return self.step(self.inputs(x_BI), state)
 
     def recurrent(self, h_BH: Tensor) -> Tensor:
-        """The state's share of the gates, (B, G·H)."""
+        """The state's contribution to the gates, (B, G·H)."""
         return F.linear(h_BH, self.weight_hh, self.bias_hh)
 
 
 class RNNCell(Cell):
-    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with relu in the place of tanh."""
+    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with relu instead of tanh."""
 
     gates = 1
 
-    def __init__(self, input_size: int, hidden_size: int, biases: int = 2, activation: str = "tanh") -> None:
+    @checked
+    def __init__(self, input_size: int, hidden_size: int, biases: int = 2, activation: Activation = "tanh") -> None:
         super().__init__(input_size, hidden_size, biases)
-        check_choice(("tanh", "relu"), activation=activation)
         self.activation = torch.tanh if activation == "tanh" else torch.relu
 
     def step(self, i_BG: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -103,7 +105,7 @@ class LSTMCell(Cell):
 
 def unroll(cell: Cell, x_TBI: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a cell over time: outputs (T, B, H) and the state after the last step."""
-    inputs_TBG = cell.inputs(x_TBI)  # of all steps in one product
+    inputs_TBG = cell.inputs(x_TBI)  # of all steps in one matrix product
     states = scan(lambda before, i_BG: cell.step(i_BG, before), state, inputs_TBG.unbind(0))
     return torch.stack([after[0] for after in states]), states[-1]
 
@@ -112,15 +114,15 @@ Parts: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class StackedCells(nn.Module):
-    """Stacked layers of one kind of cell, with the interface of `nn.RNN`; dropout between layers."""
+    """Stacked layers of one cell class, with the interface of `nn.RNN`; dropout between layers."""
 
     def __init__(
-        self, kind: type[Cell], input_size: int, hidden_size: int, num_layers: int, dropout: float = 0.0, **options: Any
+        self, cell: type[Cell], input_size: int, hidden_size: int, num_layers: int, dropout: float = 0.0, **options: Any
     ) -> None:
         super().__init__()
         self.num_layers, self.hidden_size = num_layers, hidden_size
         sizes = [input_size, *[hidden_size] * (num_layers - 1)]
-        self.cells = nn.ModuleList([kind(size, hidden_size, **options) for size in sizes])
+        self.cells = nn.ModuleList([cell(size, hidden_size, **options) for size in sizes])
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_TBI: Tensor, state: Parts) -> tuple[Tensor, Parts]:
@@ -136,24 +138,19 @@ class StackedCells(nn.Module):
         return x_TBI, stacked if len(stacked) > 1 else stacked[0]
 
 
-def stack_of(kind: type[Cell]) -> Any:
-    """A maker of stacks of one kind of cell, called like `nn.RNN`."""
-    return lambda *sizes, **options: StackedCells(kind, *sizes, **options)
-
-
 class RNN(recurrent.RNN):
     """The Elman network from an explicit cell."""
 
-    layer: ClassVar[Any] = staticmethod(stack_of(RNNCell))
+    layer: ClassVar[Any] = partial(StackedCells, RNNCell)
 
 
 class GRU(recurrent.GRU):
     """The gated recurrent unit from an explicit cell."""
 
-    layer: ClassVar[Any] = staticmethod(stack_of(GRUCell))
+    layer: ClassVar[Any] = partial(StackedCells, GRUCell)
 
 
 class LSTM(recurrent.LSTM):
     """Long short-term memory from an explicit cell."""
 
-    layer: ClassVar[Any] = staticmethod(stack_of(LSTMCell))
+    layer: ClassVar[Any] = partial(StackedCells, LSTMCell)

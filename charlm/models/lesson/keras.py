@@ -4,7 +4,7 @@
     → [dense relu → dropout] → dense, read at every step (`TimeDistributed`) or after a window
 
 SimpleRNN: h_t = f(W x_t + U h_{t-1} + b), f = relu or tanh, U orthogonal or the identity
-LSTM: gates i, f, c, o with one bias, that of the forget gate starting at 1; U orthogonal
+LSTM: gates i, f, c, o with one bias, initially 1 for the forget gate; U orthogonal
 Kernels are glorot-uniform, embeddings uniform in ±0.05, other biases 0; batch normalisation has
 epsilon 0.001 and momentum 0.99.
 
@@ -13,52 +13,50 @@ Shapes: B batch, T time, E embedding (or vocabulary), H hidden.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from charlm.models.checks import check_flags, check_probabilities, check_sizes
 from charlm.models.lesson.cells import Cell, LSTMCell, RNNCell, StackedCells
 from charlm.models.lesson.loops import keras_init
+from charlm.models.options import Activation, HiddenSize, Identity, Layers
 from charlm.models.sequence import Sequence
 from charlm.models.state import State, turn
+from charlm.options import PositiveInt, Probability, checked
 
 
 class _Keras(Sequence):
-    """What the families share; see the module's docstring.
-
-    Arguments: sizes in units; `embedding_size`, None for one-hot inputs; `layers`, stacked recurrent
-    layers; `batch_norm`, whether inputs are normalised; `dropout`, the probability of dropping a unit
-    after each recurrent and the dense layer; `dense_size`, None for no layer between recurrent and head.
-    Raises ValueError for sizes below 1 and probabilities outside [0, 1).
-    """
+    """What the families share; see the module's docstring."""
 
     cell: ClassVar[type[Cell]]
 
+    @checked
     def __init__(
         self,
-        vocab_size: int,
-        embedding_size: int | None = 42,
-        hidden_size: int = 256,
-        layers: int = 1,
-        batch_norm: bool = False,
-        dropout: float = 0.0,
-        dense_size: int | None = None,
-        **cell_options: Any,
+        vocab_size: PositiveInt,
+        embedding_size: Annotated[
+            PositiveInt | None, Field(description="Size of a character's embedding; null: one-hot inputs.")
+        ] = 42,
+        hidden_size: HiddenSize = 256,
+        layers: Layers = 1,
+        batch_norm: Annotated[bool, Field(description="Normalise the inputs of the recurrent layer.")] = False,
+        dropout: Annotated[
+            Probability, Field(description="Probability of dropping a unit after each recurrent and the dense layer.")
+        ] = 0.0,
+        dense_size: Annotated[
+            PositiveInt | None, Field(description="Units of a dense relu layer before the head; null: none.")
+        ] = None,
+        cell_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(vocab_size=vocab_size, hidden_size=hidden_size, layers=layers)
-        optional = {"embedding_size": embedding_size, "dense_size": dense_size}
-        check_sizes(**{name: size for name, size in optional.items() if size is not None})
-        check_probabilities(dropout=dropout)
-        check_flags(batch_norm=batch_norm)
         self.vocab_size = vocab_size
         self.embedding = None if embedding_size is None else nn.Embedding(vocab_size, embedding_size)
         inputs = embedding_size or vocab_size
         self.norm = nn.BatchNorm1d(inputs, eps=1e-3, momentum=0.01) if batch_norm else None
-        self.recurrent = StackedCells(self.cell, inputs, hidden_size, layers, dropout, biases=1, **cell_options)
+        self.recurrent = StackedCells(self.cell, inputs, hidden_size, layers, dropout, biases=1, **(cell_options or {}))
         self.dropout = nn.Dropout(dropout)
         self.dense = None if dense_size is None else nn.Linear(hidden_size, dense_size)
         self.head = nn.Linear(dense_size or hidden_size, vocab_size)
@@ -69,7 +67,7 @@ class _Keras(Sequence):
             nn.init.zeros_(cell.bias_ih)
 
     def cells(self) -> list[Cell]:
-        """The layers' cells, from the first."""
+        """The cells of the layers, first to last."""
         return [part for part in self.recurrent.modules() if isinstance(part, Cell)]
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
@@ -80,7 +78,7 @@ class _Keras(Sequence):
         else:
             e_TBE = self.embedding(x_TB)
         if self.norm is not None:
-            e_TBE = self.normalise(e_TBE.flatten(0, 1)).view_as(e_TBE)  # over the batch and time, as Keras does
+            e_TBE = self.normalise(e_TBE.flatten(0, 1)).view_as(e_TBE)  # over batch and time, as in Keras
         h_TBH, last = self.recurrent(e_TBE, turn(state))
         h_TBH = self.dropout(h_TBH)
         if self.dense is not None:
@@ -88,7 +86,7 @@ class _Keras(Sequence):
         return h_TBH, turn(last)
 
     def normalise(self, e_NE: Tensor) -> Tensor:
-        """Batch normalisation; a single row, which has no variance, by the running statistics."""
+        """Batch normalisation; a single row has no variance and uses the running statistics."""
         assert self.norm is not None
         norm, training = self.norm, self.training and len(e_NE) > 1
         statistics = norm.running_mean, norm.running_var
@@ -104,9 +102,11 @@ class SimpleRNN(_Keras):
 
     cell = RNNCell
 
-    def __init__(self, vocab_size: int, activation: str = "relu", identity: bool = True, **options: Any) -> None:
-        super().__init__(vocab_size, activation=activation, **options)
-        check_flags(identity=identity)
+    @checked
+    def __init__(
+        self, vocab_size: int, activation: Activation = "relu", identity: Identity = True, **options: Any
+    ) -> None:
+        super().__init__(vocab_size, cell_options={"activation": activation}, **options)
         if identity:
             for cell in self.cells():
                 nn.init.eye_(cell.weight_hh)

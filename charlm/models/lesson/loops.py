@@ -1,6 +1,6 @@
 """The lesson's first networks: three linear layers and a loop over the characters.
 
-Every arrow of one colour in the lesson's diagrams is one layer: ``input`` (characters to hidden, green),
+In the lesson's diagrams, all arrows of one colour are one layer: ``input`` (characters to hidden, green),
 ``hidden`` (hidden to hidden, orange) and ``head`` (hidden to output, blue). e_t is the embedding of
 character t, h_t the state after it.
 
@@ -19,34 +19,34 @@ Shapes: B batch, T time, E embedding, H hidden.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from charlm.models.checks import check_choice, check_flags, check_sizes
+from charlm.errors import OptionError
 from charlm.models.ops.scan import scan
+from charlm.models.options import Activation, EmbeddingSize, HiddenSize, Identity, Window
 from charlm.models.sequence import Sequence
 from charlm.models.state import State
+from charlm.options import PositiveInt, checked
 
 
 class _Loop(Sequence):
-    """What the three share. The state is h, (B, H).
-
-    Arguments: sizes in units; `tables`, how many embeddings there are. Raises ValueError for sizes below 1.
-    """
+    """What the three share. The state is h, (B, H). `tables` is the number of embedding tables."""
 
     concatenates: ClassVar[bool] = False  # the state to the input
 
+    @checked
     def __init__(
         self,
-        vocab_size: int,
-        embedding_size: int = 42,
-        hidden_size: int = 256,
-        tables: int = 1,
+        vocab_size: PositiveInt,
+        embedding_size: EmbeddingSize = 42,
+        hidden_size: HiddenSize = 256,
+        tables: PositiveInt = 1,
     ) -> None:
         super().__init__()
-        check_sizes(vocab_size=vocab_size, embedding_size=embedding_size, hidden_size=hidden_size, tables=tables)
         self.hidden_size = hidden_size
         self.embedding = nn.Embedding(tables * vocab_size, embedding_size)
         self.input = nn.Linear(embedding_size + (hidden_size if self.concatenates else 0), hidden_size)
@@ -58,11 +58,11 @@ class _Loop(Sequence):
         """The state after one more character, (B, H)."""
 
     def embed(self, x_BT: Tensor) -> tuple[Tensor, ...]:
-        """Embeddings, (B, E) for each of T."""
+        """Embeddings, T times (B, E)."""
         return self.embedding(x_BT).unbind(1)
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state after each input, (T, B, H), and the last of them."""
+        """The states after each input, (T, B, H), and the last state."""
         assert isinstance(state, Tensor)
         states = scan(self.step, state, self.embed(x_BT))
         return torch.stack(states), states[-1]
@@ -81,7 +81,7 @@ class CharLoop(_Loop):
 
 
 class CharLoopConcat(_Loop):
-    """The input is concatenated to the state, not added: the two are different kinds of information."""
+    """The input is concatenated to the state, not added, because they carry different kinds of information."""
 
     concatenates = True
 
@@ -91,34 +91,28 @@ class CharLoopConcat(_Loop):
 
 
 class KerasLoop(_Loop):
-    """The lesson's Keras functional models, with Keras's initial weights.
+    """The lesson's Keras functional models, with Keras's initial weights."""
 
-    Further arguments: `activation` of the hidden path, "tanh" or "relu"; `identity`, whether W_h starts
-    as the identity; `places`, None for an output at every step, or the length of the windows that it reads (see
-    `charlm.models.windowed`), each as a whole; `own_embeddings`, whether each of these places has an embedding
-    of its own, as the lesson's `embedding_input` gives it.
-    """
-
+    @checked
     def __init__(
         self,
-        vocab_size: int,
-        embedding_size: int = 42,
-        hidden_size: int = 256,
-        places: int | None = None,
-        own_embeddings: bool = False,
-        activation: str = "relu",
-        identity: bool = False,
+        vocab_size: PositiveInt,
+        embedding_size: EmbeddingSize = 42,
+        hidden_size: HiddenSize = 256,
+        places: Annotated[
+            Window | None, Field(description="Length of the window (model.window); null: an output at every step.")
+        ] = None,
+        own_embeddings: Annotated[
+            bool, Field(description="A separate embedding for each place in the window (the lesson's embedding_input).")
+        ] = False,
+        activation: Activation = "relu",
+        identity: Identity = False,
     ) -> None:
-        check_flags(own_embeddings=own_embeddings)
-        if places is not None:
-            check_sizes(window=places)
-        elif own_embeddings:
-            raise ValueError("own_embeddings needs a window: there is one embedding for each of its places")
+        if own_embeddings and places is None:
+            raise OptionError("own_embeddings", "needs a window: there is one embedding for each place", True)
         tables = places if own_embeddings and places else 1
         super().__init__(vocab_size, embedding_size, hidden_size, tables)
         self.places, self.offset = places, vocab_size if own_embeddings else 0
-        check_choice(("tanh", "relu"), activation=activation)
-        check_flags(identity=identity)
         self.activation = torch.tanh if activation == "tanh" else torch.relu
         keras_init(self)
         if identity:
@@ -129,22 +123,22 @@ class KerasLoop(_Loop):
         return torch.relu(self.input(e_BE)) + self.activation(self.hidden(h_BH))
 
     def embed(self, x_BT: Tensor) -> tuple[Tensor, ...]:
-        """Embeddings, (B, E) for each of T; a window that is not full takes the last places."""
+        """Embeddings, T times (B, E); an incomplete window uses the last places."""
         if self.offset and self.places:
             x_BT = x_BT + self.offset * torch.arange(self.places - x_BT.shape[1], self.places, device=x_BT.device)
         return super().embed(x_BT)
 
     def features(self, x_BT: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state after each input, (T, B, H), and the last of them."""
+        """The states after each input, (T, B, H), and the last state."""
         if self.places is None:
             return super().features(x_BT, state)
         first, *rest = self.embed(x_BT)
-        begun = torch.relu(self.input(first))  # nothing comes before a window
+        begun = torch.relu(self.input(first))  # nothing precedes a window
         states = [begun, *scan(self.step, begun, rest)]
         return torch.stack(states), states[-1]
 
     def initial_state(self, batch_size: int) -> State:
-        """What a vector of zeros makes of the input layer, (B, H)."""
+        """The input layer's response to a vector of zeros, (B, H)."""
         return torch.relu(self.input.bias).expand(batch_size, -1)
 
 

@@ -1,1 +1,1 @@
-"""What families share: ways to run a recurrence over time."""
+"""Ways to run a recurrence over time, shared by the families."""

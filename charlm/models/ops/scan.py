@@ -1,4 +1,4 @@
-"""A fold that keeps every intermediate result, and a recurrent cell run over time with it."""
+"""A fold that keeps every intermediate result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 S = TypeVar("S")
-
 X = TypeVar("X")
 
 
