@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from charlm.data.module import CharDataModule
+from charlm.data.options import DataOptions
 from charlm.run.build import build_data
 from charlm.text.corpus import Corpus
 from charlm.training.module import CharLM
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def data_module(text: str | Corpus, *, seed: int = 0, **options: Any) -> CharDataModule:
     corpus = Corpus(text, "made up", "0" * 64) if isinstance(text, str) else text
     data = {"name": "made up", "corpus": {}, "batch_size": 4, "bptt": 8, **options}
-    return build_data({"data": data, "seed": seed}, corpus)
+    return build_data(DataOptions(**data), corpus, seed)
 
 
 def char_lm(network: torch.nn.Module, lr: float = 1e-2, **options: Any) -> CharLM:

@@ -143,7 +143,7 @@ def test_invalid_values_are_named(make: Any, options: dict[str, Any], named: str
         ({"accumulate_grad_batches": 3, "limit_train_batches": 7}, 3),
     ],
 )
-def test_steps_an_epoch_are_lightnings(settings: dict, expected: int, text: str, tmp_path: Path) -> None:
+def test_steps_per_epoch_are_lightnings(settings: dict, expected: int, text: str, tmp_path: Path) -> None:
     assert steps_per_epoch(TrainerOptions(**settings), 10) == expected
     data = data_module(text[:400], val=0.2, batch_size=4, bptt=8)
     lightning = {k: v for k, v in settings.items() if v is not None}
