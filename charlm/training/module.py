@@ -49,6 +49,7 @@ class CharLM(pl.LightningModule):
         self._groups, self._objective = groups or ParameterGroups(), objective or Objective()
         self.train_nats, self.penalty = MeanPerCharacter(), MeanPerCharacter()
         self.nats, self.accuracy = MeanPerCharacter(), MeanPerCharacter()
+        self._running_means = {"train_nats": self.train_nats, "penalty": self.penalty}  # saved in checkpoints
         # One state per stage, so that validation does not disturb training. A plain dict instead of buffers, so that
         # weight averaging and DDP leave it alone.
         self._carry: dict[str, State] = {}
@@ -121,10 +122,6 @@ class CharLM(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
         self.nats.reset()
         self.accuracy.reset()
-
-    @property
-    def _running_means(self) -> dict[str, MeanPerCharacter]:
-        return {"train_nats": self.train_nats, "penalty": self.penalty}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained and add the carried state."""

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from charlm.data.module import CharDataModule
@@ -105,19 +105,12 @@ class Terminal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the header and start the bar."""
-        name = device_name(trainer.strategy.root_device)
-        self.console.print(facts({**self.header, "device": name}), "")
+        self.console.print(facts({**self.header, "device": device_name(trainer.strategy.root_device)}), "")
         if not self.console.is_terminal:
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("left"),
-        )
-        self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
+        progress = ("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[loss]}")
+        time_left = (TimeRemainingColumn(elapsed_when_finished=True), "left")
+        self._bar = Progress(*progress, *time_left, console=self.console, auto_refresh=False, transient=True)
         self._task = self._bar.add_task("", total=trainer.estimated_stepping_batches, loss="")
         self._bar.start()
         self._due = time.monotonic()
@@ -152,13 +145,10 @@ class Terminal(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the bar."""
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Remove the bar, so that the error gets its own line."""
-        self._stop()
-
-    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove the bar, so that the error gets its own line."""
+        self.on_train_end(trainer, pl_module)
