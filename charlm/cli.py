@@ -1,4 +1,4 @@
-"""How the command-line programs end: one clear sentence and a status, never a traceback."""
+"""How the command-line programs end: with one clear sentence and an exit status instead of a traceback."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import NoReturn
 from charlm.errors import UsageError
 from charlm.training.interrupt import Interrupted
 
-DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user's own wish, before this module sets it
-LONGEST = 2000  # characters of a message
+DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # what the user asked for, before this module sets it
+LONGEST = 2000  # characters in a message
 UNWRITABLE = {
     errno.EACCES,
     errno.EEXIST,
@@ -29,13 +29,13 @@ UNWRITABLE = {
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
-    """Print one error to stderr and end the program."""
+    """Print an error to stderr and exit."""
     end(f"error: {message}", status)
 
 
 def end(message: str, status: int) -> NoReturn:
-    """Print a line to stderr and end the program."""
-    if len(message) > LONGEST:  # it quotes something endless
+    """Print a line to stderr and exit."""
+    if len(message) > LONGEST:  # it quotes a very long value
         message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
     print(message, file=sys.stderr)
     raise SystemExit(status)
@@ -43,17 +43,17 @@ def end(message: str, status: int) -> NoReturn:
 
 @contextmanager
 def exit_cleanly() -> Iterator[None]:
-    """Turn mistakes into a message and status 2, an interrupt into status 130.
+    """Exit with a message and status 2 for a user's mistake, and with 128 + the signal's number for an interrupt.
 
-    A bug still shows its traceback. So does everything when the user set HYDRA_FULL_ERROR.
+    A bug still shows its traceback, and so does every error if the user set HYDRA_FULL_ERROR.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not end a run
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")
     if DEBUG:
         yield
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise its errors, so that they end here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are handled here
     try:
         yield
     except UsageError as error:
@@ -63,11 +63,11 @@ def exit_cleanly() -> Iterator[None]:
     except Interrupted as interrupted:
         end("interrupted", 128 + interrupted.number)
     except Exception as error:
-        # Imported here: this module is loaded by programs that do not use Hydra.
+        # Imported here because programs that do not use Hydra load this module, too.
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors, too
+        if isinstance(error, HydraException | OmegaConfBaseException):  # before OSError, which some of them are
             from charlm.run.suggest import explain
 
             if sentence := explain(error):
@@ -78,5 +78,5 @@ def exit_cleanly() -> Iterator[None]:
             fail(f"{error}: choose one by name, for example logger=none")
         if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
             raise
-        place = f"{error.filename}: " if error.filename is not None else ""
-        fail(f"{place}{error.strerror}; choose another place or free this one")
+        path = f"{error.filename}: " if error.filename is not None else ""
+        fail(f"{path}{error.strerror}; choose another path, or fix this one")

@@ -1,1 +1,1 @@
-"""From logits to a loss and better weights."""
+"""Training: objective, optimiser, scheduler, metrics and callbacks around a network."""

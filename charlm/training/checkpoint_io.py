@@ -1,4 +1,4 @@
-"""How Lightning writes and reads checkpoints: through a `Store`, and without running pickled code."""
+"""Lightning's checkpoint files: written through a `Store`, read without running pickled code."""
 
 from __future__ import annotations
 
@@ -19,48 +19,44 @@ from charlm.checkpoint.storage import Store
 from charlm.errors import UsageError
 from charlm.training import random_state
 
-# Who is to blame for a part of Lightning's checkpoints.
-OWNERS = {
-    "state_dict": "model: it",
-    "optimizer_states": "optimizer: it",
-    "lr_schedulers": "schedule: it",
-    "callbacks": "callbacks: one",
-}
+# The section of options that each part of Lightning's checkpoints comes from.
+SECTIONS = {"state_dict": "model", "optimizer_states": "optimizer", "lr_schedulers": "schedule"}
 
 
 class StoreIO(CheckpointIO):
-    """Lightning's checkpoints through a `Store`; read without running pickled code."""
+    """Writes Lightning's checkpoints through a `Store`, and reads them without running pickled code."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._proven: Any = None  # the names, shapes and types of weights that could be opened again
+        self._proven: Any = None  # names, shapes and types of the weights in a file that was read back successfully
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`. Raises UsageError if it cannot be opened again.
 
-        That is tried with the first, from before any step, and again when the weights are no longer alike.
+        This is tested with the first checkpoint, which is written before any step, and whenever the names, shapes or
+        types of the weights have changed.
         """
         buffer, path = io.BytesIO(), Path(path)
         torch.save(checkpoint, buffer)
-        with suppress(OSError):  # a full disk: the store keeps it and tries again
+        with suppress(OSError):  # the disk is full: the store keeps the file and tries again
             path.parent.mkdir(parents=True, exist_ok=True)
         self.store.write(path, buffer.getvalue())
         weights = checkpoint.get("state_dict") or {}
-        alike = {name: (getattr(w, "shape", None), getattr(w, "dtype", type(w))) for name, w in weights.items()}
-        if alike == self._proven or not path.exists():
+        weight_types = {name: (getattr(w, "shape", None), getattr(w, "dtype", type(w))) for name, w in weights.items()}
+        if weight_types == self._proven or not path.exists():
             return
         try:
-            prove(checkpoint, path)
+            check_readable(checkpoint, path)
         except UsageError:
-            if checkpoint.get("global_step") == 0:  # nothing was trained: leave the folder free for the next attempt
+            if checkpoint.get("global_step") == 0:  # nothing was trained: free the folder for the next attempt
                 with suppress(OSError):
                     path.unlink()
                     path.parent.rmdir()
             raise
-        self._proven = alike
+        self._proven = weight_types
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the checkpoint at `path` on the CPU; plain values and tensors only, whatever is asked for."""
+        """Read the checkpoint at `path` on the CPU, always with plain values and tensors only."""
         return read_safely(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -68,27 +64,27 @@ class StoreIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def prove(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise UsageError unless `path`, where `checkpoint` was written, opens as it will for everyone later."""
+def check_readable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise UsageError unless the `checkpoint` written to `path` can be opened like any other later."""
     try:
         read_safely(path)
     except UsageError:
-        owner = OWNERS.get(unreadable(checkpoint), "callbacks: one")
-        raise UsageError(f"{owner} keeps in checkpoints what is not plain values and tensors") from None
+        section = SECTIONS.get(unreadable(checkpoint), "callbacks")
+        raise UsageError(f"{section}: its state in a checkpoint must be plain values and tensors") from None
     if KEY not in checkpoint:
         return
-    before = random_state.collect()  # a network that is built draws its first weights
+    before = random_state.collect()  # building a network draws its initial weights
     try:
         load_checkpoint(path, trust=[package_of(checkpoint[KEY]["model"].get("_target_"))])
     except UsageError as error:
         reason = str(error).removeprefix(f"{path} cannot be used: ")
-        raise UsageError(f"model: it could be trained, but not be opened again: {reason}") from None
+        raise UsageError(f"model: it can be trained, but its checkpoint cannot be opened again: {reason}") from None
     finally:
         random_state.restore(before)
 
 
 def unreadable(checkpoint: dict[str, Any]) -> str:
-    """The first part of `checkpoint` that could not be read again; "" when each could."""
+    """The first part of `checkpoint` that cannot be read again; "" if every part can."""
     with tempfile.TemporaryDirectory() as folder:
         for name, part in checkpoint.items():
             path = Path(folder) / "part.ckpt"

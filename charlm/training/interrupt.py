@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, handled at a moment from which training can resume."""
+"""Ctrl-C and SIGTERM, handled at a point from which training can resume."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """Training stopped because of the signal `number`."""
+    """Training was stopped by the signal `number`."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 class Interrupt:
-    """Notes a signal within `listening`; `check` raises when training is in order and saved.
+    """Remembers a signal received while `listening`; `check` raises it once a checkpoint is saved.
 
-    A second signal ends the program where it stands, and with it the work since the last checkpoint.
+    A second signal stops the program at once, and the work since the last checkpoint is lost.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM; only the main thread of a program can."""
+        """Handle SIGINT and SIGTERM in this context. Does nothing outside the main thread, which alone can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -43,9 +43,9 @@ class Interrupt:
         if self.signal is not None:
             raise Interrupted(number)
         self.signal = number
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        print("\nstopping after this step; interrupt again to stop at once", file=sys.stderr)
 
     def check(self) -> None:
-        """Raise Interrupted if there was a signal."""
+        """Raise Interrupted if a signal was received."""
         if self.signal is not None:
             raise Interrupted(self.signal)

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class MeanPerCharacter(Metric):
-    """A sum in float64 over a count in int64: exact however the characters were cut into batches."""
+    """A float64 sum over an int64 count: exact, however the characters were cut into batches."""
 
     full_state_update = False
     total: Tensor
@@ -20,21 +20,21 @@ class MeanPerCharacter(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, total: Tensor | float, count: Tensor | int) -> None:
-        """Add the sum over `count` characters. No value is read back, so a GPU is not waited for."""
-        # Not in place: a state that was reset under inference mode (`trainer.validate`) refuses that.
-        # Doubled anew, because `precision=bf16-true` would turn the state into bfloat16 with the weights.
+        """Add the sum over `count` characters, without waiting for a GPU."""
+        # Not in place: that fails for a state that was reset under inference mode (`trainer.validate`).
+        # Cast to double each time: `precision=bf16-true` turns the state into bfloat16 together with the weights.
         self.total = self.total.double() + total
         self.count = self.count + count
 
-    def parts(self) -> tuple[float, int]:
-        """Sum and count, for a checkpoint."""
+    def compute(self) -> Tensor:
+        """The mean in float64; NaN if nothing was added."""
+        return self.total / self.count
+
+    def sum_and_count(self) -> tuple[float, int]:
+        """Plain values for a checkpoint."""
         return self.total.item(), int(self.count)
 
     def restore(self, total: float, count: int) -> None:
-        """Take back what `parts` gave."""
+        """Continue from the values of `sum_and_count`."""
         self.reset()
         self.update(total, count)
-
-    def compute(self) -> Tensor:
-        """The mean, float64; NaN when nothing was added."""
-        return self.total / self.count

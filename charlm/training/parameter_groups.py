@@ -1,10 +1,14 @@
-"""Learning rate and weight decay for each part of the network (the lesson's LayerOptimizer)."""
+"""Learning rate and weight decay for each part of the network (the lesson's LayerOptimizer), and the optimiser."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from charlm.errors import UsageError
+from pydantic import model_validator
+from torch.optim import Optimizer
+
+from charlm.errors import UsageError, as_usage_error
 from charlm.models.network import Network
 from charlm.options import NonNegative, Options
 
@@ -21,11 +25,16 @@ class GroupOptions(Options):
 
 
 class ParameterGroups(Options):
-    """The parts of a network (`Network.parameter_group`)."""
+    """Options of the parts of a network (`Network.parameter_group`)."""
 
     embedding: GroupOptions = GroupOptions()
     recurrent: GroupOptions = GroupOptions()
     head: GroupOptions = GroupOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, parts: Any) -> Any:
+        return {name: part for name, part in parts.items() if part is not None} if isinstance(parts, dict) else parts
 
 
 def parameter_groups(network: Network, options: ParameterGroups) -> list[Any]:
@@ -33,16 +42,30 @@ def parameter_groups(network: Network, options: ParameterGroups) -> list[Any]:
 
     Raises UsageError for options of a part that the network does not have.
     """
-    asked = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.model_dump().items()}
-    asked = {part: values for part, values in asked.items() if values}
-    if not asked:
+    given = {part: values for part, values in options.model_dump(exclude_none=True).items() if values}
+    if not given:
         return list(network.parameters())
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         part = network.parameter_group(name)
-        key = part if part in asked else "rest"
-        groups.setdefault(key, {"name": key, **asked.get(part, {}), "params": []})["params"].append(parameter)
-    for part in asked:
+        key = part if part in given else "rest"
+        groups.setdefault(key, {"name": key, **given.get(part, {}), "params": []})["params"].append(parameter)
+    for part in given:
         if part not in groups:
             raise UsageError(f"parameter_groups.{part}: this model has no parameters there; leave it null")
     return sorted(groups.values(), key=lambda group: ORDER.index(group["name"]))
+
+
+def build_optimizer(create: Callable[[list[Any]], Optimizer], network: Network, options: ParameterGroups) -> Optimizer:
+    """The optimiser that `create` makes of the parameter groups. Raises UsageError for arguments that it refuses."""
+    groups = parameter_groups(network, options)
+    with as_usage_error("optimizer"):
+        optimizer = create(groups)
+    if "weight_decay" not in optimizer.defaults and any("weight_decay" in group for group in optimizer.param_groups):
+        raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay")
+    return optimizer
+
+
+def current_lr(optimizer: Optimizer) -> float:
+    """The learning rate of the first parameter group: the recurrent one, if it has options of its own."""
+    return float(optimizer.param_groups[0]["lr"])

@@ -1,4 +1,4 @@
-"""The state of every random number generator that training may draw from, as plain values for a checkpoint."""
+"""The state of every random number generator that training may use, as plain values for a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def collect() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's generators, those of GPUs in use included."""
+    """The states of the generators of Python, NumPy and PyTorch, including those of GPUs in use."""
     numpy = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -26,7 +26,7 @@ def collect() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Put every generator back to where `collect` found it."""
+    """Restore every generator to the state that `collect` returned."""
     random.setstate(state["python"])
     numpy = dict(state["numpy"])
     numpy["state"] = {**numpy["state"], "key": numpy["state"]["key"].numpy().astype(np.uint32)}

@@ -5,14 +5,15 @@ Their arguments ``epochs`` and ``steps_per_epoch`` are filled in when a run is b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler, MultiStepLR
 
-from charlm.errors import OptionError
+from charlm.errors import OptionError, as_usage_error
 from charlm.options import NonNegative, PositiveInt, checked
 
 
@@ -92,8 +93,14 @@ def check_interval(scheduler: Any, interval: str) -> None:
         raise OptionError("schedule.interval", f"does not fit this scheduler, which needs {needed!r}", interval)
 
 
+def build_scheduler(create: Callable[[Optimizer], LRScheduler], optimizer: Optimizer) -> LRScheduler:
+    """The scheduler that `create` makes for `optimizer`. Raises UsageError for arguments that it refuses."""
+    with as_usage_error("schedule.scheduler"):
+        return create(optimizer)
+
+
 def cycles_begun(scheduler: CosineAnnealingWarmRestarts) -> int:
-    """The number of SGDR cycles that have begun; at a restart, of those that are complete."""
+    """The number of SGDR cycles that have begun; at a restart, the number of complete ones."""
     steps, length, cycles = scheduler.last_epoch, scheduler.T_0, 0
     while steps > 0:
         steps, length, cycles = steps - length, length * scheduler.T_mult, cycles + 1

@@ -119,8 +119,11 @@ def test_trust_is_not_enough(target: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("family", "sentence"),
     [
-        ("Another", r"model: it could be trained, but not be opened again: .*'other' is \[\d\] in the file, \[\d\] in"),
-        ("Keeper", "model: it keeps in checkpoints what is not plain values and tensors"),
+        (
+            "Another",
+            r"model: it can be trained, but its checkpoint cannot be opened again: .*'other' is \[\d\] in the file, \[\d\] in",
+        ),
+        ("Keeper", "model: its state in a checkpoint must be plain values and tensors"),
     ],
 )
 def test_what_could_not_be_opened_is_refused_before_its_first_step(

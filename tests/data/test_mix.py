@@ -156,7 +156,7 @@ def test_two_epochs_with_one_seed_are_equal(tmp_path: Path) -> None:
         torch.manual_seed(0)
         data = module(MAIN, EXTRA)
         lm = char_lm(
-            GRU(len(data.vocab), 6, 8), schedule=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+            GRU(len(data.vocab), 6, 8), scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
         )
         trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(lm, datamodule=data)
         results.append([p.detach().clone() for p in lm.parameters()])

@@ -201,11 +201,20 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
         ("parameter_groups.head.lr=-1", "parameter_groups.head.lr=-1"),
         ("parameter_groups.head.lr=abc", "parameter_groups.head.lr='abc' must be a number"),
         ("parameter_groups=3", "parameter_groups=3 must be a section of options"),
-        ("schedule=sgdr schedule.interval=epoch", "schedule.interval=epoch does not fit this schedule"),
-        ("schedule=step schedule.interval=step", "which moves at each epoch"),
+        (
+            "schedule=sgdr schedule.interval=epoch",
+            "schedule.interval='epoch' does not fit this scheduler, which needs 'step'",
+        ),
+        (
+            "schedule=step schedule.interval=step",
+            "schedule.interval='step' does not fit this scheduler, which needs 'epoch'",
+        ),
         ("schedule.scheduler.factor=abc", "schedule.scheduler.factor='abc'"),
         ("schedule.scheduler.factor=-1", "schedule.scheduler.factor=-1"),
-        ("schedule=sgdr schedule.scheduler.eta_min=1", "eta_min=1 must not be above the learning rate 0.001"),
+        (
+            "schedule=sgdr schedule.scheduler.eta_min=1",
+            "schedule.scheduler.eta_min=1.0 must not be above the learning rate 0.001",
+        ),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1"),
         ("trainer.gradient_clip_algorithm=value", "clips nothing without trainer.gradient_clip_val"),
         ("data.split=random", "data=text_windows"),

@@ -1,4 +1,4 @@
-"""Carry, forget, reset; exact means; validation that disturbs nothing."""
+"""Carrying, detaching and resetting the state; exact means; validation that does not disturb training."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_carried_losses_equal_one_long_unbroken_pass(name: str, text: str) -> No
     assert module.train_nats.count == loader.y_BL.numel()
 
 
-def test_first_starts_afresh_and_otherwise_the_state_goes_on() -> None:
+def test_first_resets_the_state_and_otherwise_it_is_carried() -> None:
     module = char_lm(GRU(5, 4, 6))
     batch = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]), True)
     fresh = module.training_step(batch, 0).item()
@@ -97,7 +97,7 @@ def test_history_is_cut_so_gradients_reach_one_window_only(text: str) -> None:
 def test_memory_is_flat_over_an_epoch(text: str) -> None:
     data = data_module(text * 3, bptt=4)
     module = char_lm(LSTM(len(data.vocab), 4, 6))
-    optimizer = module.configure_optimizers()
+    (optimizer,), _ = module.configure_optimizers()
     alive = []
     for i, batch in enumerate(data.train_dataloader()):
         loss = module.training_step(batch, i)
@@ -207,14 +207,14 @@ def test_clipping_and_accumulation_work_through_lightning(text: str, tmp_path: P
     assert run.global_step == math.ceil(len(data.train_dataloader()) / 2)
 
 
-def test_the_schedule_steps_each_epoch_or_each_step(text: str, tmp_path: Path) -> None:
+def test_the_scheduler_steps_each_epoch_or_each_step(text: str, tmp_path: Path) -> None:
     def halving(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
     data = data_module(text, bptt=64)
     steps = len(data.train_dataloader())
     for interval, times in (("epoch", 2), ("step", 2 * steps)):
-        module = char_lm(GRU(len(data.vocab), 4, 6), lr=1.0, schedule=halving, interval=interval)
+        module = char_lm(GRU(len(data.vocab), 4, 6), lr=1.0, scheduler=halving, interval=interval)
         run = trainer(tmp_path, max_epochs=2)
         run.fit(module, datamodule=data)
         assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5**times)

@@ -1,4 +1,4 @@
-"""Every optimiser and every schedule of PyTorch: three steps, saved, opened, and gone on with."""
+"""Every optimiser and every scheduler of PyTorch: three steps, saved, opened and resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from charlm.models.recurrent import GRU
 from charlm.run.experiment import quiet
 from charlm.training.checkpoint_io import StoreIO
 from charlm.training.module import CharLM
-from charlm.training.resume_checks import check_state
+from charlm.training.resuming import check_optimizer_state
 from tests.helpers import data_module, trainer
 
 UNFIT = {
@@ -36,8 +36,8 @@ OPTIMIZERS = sorted(
     if inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer and name not in UNFIT
 )
 
-# What each schedule is given; those that are not here take the optimiser alone.
-SCHEDULES: dict[str, Any] = {
+# What each scheduler is given; those that are not here take the optimiser alone.
+SCHEDULERS: dict[str, Any] = {
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], optimizer=o
     ),
@@ -59,16 +59,16 @@ SCHEDULES: dict[str, Any] = {
 }
 
 # Bases, and the one that needs to be told a loss at every step.
-NO_SCHEDULES = {"LRScheduler", "_LRScheduler", "ReduceLROnPlateau"}
+NO_SCHEDULERS = {"LRScheduler", "_LRScheduler", "ReduceLROnPlateau"}
 
 
-def test_no_schedule_is_forgotten() -> None:
+def test_no_scheduler_is_forgotten() -> None:
     found = {n for n, c in vars(lr_scheduler).items() if inspect.isclass(c) and issubclass(c, LRScheduler)}
-    assert found - NO_SCHEDULES == set(SCHEDULES)
+    assert found - NO_SCHEDULERS == set(SCHEDULERS)
 
 
 def fit(
-    folder: Path, text: str, optimizer: Any, schedule: Any, steps: int, path: Path | None
+    folder: Path, text: str, optimizer: Any, scheduler: Any, steps: int, path: Path | None
 ) -> tuple[Any, pl.Trainer]:
     """Train up to `steps` steps, from `path` if there is one, and save."""
     data = data_module(text)
@@ -76,7 +76,7 @@ def fit(
     pl.seed_everything(0, verbose=False)
     entry = pack(spec, data.vocab, {"lowercase": False}, {}, {}, {})
     network = GRU(len(data.vocab), 6, 8)
-    model = CharLM(network, optimizer, schedule, "step", entry=entry)
+    model = CharLM(network, optimizer, scheduler, "step", entry=entry)
     made = trainer(folder, max_steps=steps, max_epochs=-1, limit_val_batches=0, plugins=[StoreIO(Store(pytest.fail))])
     with quiet():
         made.fit(model, datamodule=data, ckpt_path=path)
@@ -84,39 +84,39 @@ def fit(
     return model, made
 
 
-def goes_on(folder: Path, text: str, optimizer: Any, schedule: Any = None) -> None:
+def resumes(folder: Path, text: str, optimizer: Any, scheduler: Any = None) -> None:
     """Three steps, saved, opened, and three more are the same as six in one go."""
-    fit(folder, text, optimizer, schedule, 3, None)
+    fit(folder, text, optimizer, scheduler, 3, None)
     path = folder / "3.ckpt"
     opened = load_checkpoint(path)
     stored = torch.load(path, weights_only=True)["state_dict"]
     for name, tensor in opened.network.state_dict().items():
         assert torch.equal(tensor, stored[f"network.{name}"])
-    resumed, again = fit(folder, text, optimizer, schedule, 6, path)
+    resumed, again = fit(folder, text, optimizer, scheduler, 6, path)
     assert again.global_step == 6
     (folder / "unbroken").mkdir()
-    unbroken, whole = fit(folder / "unbroken", text, optimizer, schedule, 6, None)
+    unbroken, whole = fit(folder / "unbroken", text, optimizer, scheduler, 6, None)
     for name, tensor in unbroken.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
     assert again.optimizers[0].param_groups[0]["lr"] == whole.optimizers[0].param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimiser_goes_on(tmp_path: Path, text: str, name: str) -> None:
-    goes_on(tmp_path, text, partial(getattr(torch.optim, name), lr=1e-2))
+def test_every_optimiser_resumes(tmp_path: Path, text: str, name: str) -> None:
+    resumes(tmp_path, text, partial(getattr(torch.optim, name), lr=1e-2))
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
-def test_every_fused_optimiser_goes_on(tmp_path: Path, text: str, name: str) -> None:
+def test_every_fused_optimiser_resumes(tmp_path: Path, text: str, name: str) -> None:
     more = {"momentum": 0.9} if name == "SGD" else {}
-    goes_on(tmp_path, text, partial(getattr(torch.optim, name), lr=1e-2, fused=True, **more))
+    resumes(tmp_path, text, partial(getattr(torch.optim, name), lr=1e-2, fused=True, **more))
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_every_schedule_goes_on(tmp_path: Path, text: str, name: str) -> None:
-    options = SCHEDULES[name]
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_resumes(tmp_path: Path, text: str, name: str) -> None:
+    options = SCHEDULERS[name]
     made = options if callable(options) else partial(getattr(lr_scheduler, name), **options)
-    goes_on(tmp_path, text, partial(torch.optim.SGD, lr=1e-2, momentum=0.9), made)
+    resumes(tmp_path, text, partial(torch.optim.SGD, lr=1e-2, momentum=0.9), made)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(1), torch.zeros(3), torch.zeros(1).expand(2, 2), torch.zeros(2, 3).t()])
@@ -127,10 +127,10 @@ def test_a_fused_kernel_is_never_given_a_tensor_of_another_size(name: str, wrong
         optimizer = torch.optim.Adam([weights], fused=fused)
         weights.grad = torch.ones(2, 2)
         optimizer.step()
-        check_state(optimizer)
+        check_optimizer_state(optimizer)
         optimizer.state[weights][name] = wrong
         if name == "step" and wrong.numel() == 1:
-            check_state(optimizer)
+            check_optimizer_state(optimizer)
         else:
             with pytest.raises(UsageError, match=f"the optimiser's {name} does not fit"):
-                check_state(optimizer)
+                check_optimizer_state(optimizer)

@@ -18,7 +18,7 @@ from charlm.models.lesson.from_scratch import ScanReLU, ScanTanh
 from charlm.models.recurrent import GRU, LSTM
 from charlm.training.module import CharLM
 from charlm.training.objective import Objective
-from charlm.training.parameter_groups import parameter_groups
+from charlm.training.parameter_groups import ParameterGroups, parameter_groups
 from tests.helpers import SMALL, char_lm, data_module, run_train, trainer
 
 V = 7
@@ -32,13 +32,15 @@ def names(network: torch.nn.Module, group: dict[str, Any]) -> set[str]:
 def test_without_options_the_parameters_come_as_they_are() -> None:
     network = GRU(V, 4, 6)
     none = {part: {"lr": None, "weight_decay": None} for part in ("embedding", "recurrent", "head")}
-    for options in ({}, none):
-        assert [id(p) for p in parameter_groups(network, options)] == [id(p) for p in network.parameters()]
+    for options in ({}, none, {"embedding": None, "recurrent": None, "head": None}):
+        assert [id(p) for p in parameter_groups(network, ParameterGroups(**options))] == [
+            id(p) for p in network.parameters()
+        ]
 
 
 def test_every_parameter_is_in_exactly_one_group_with_its_options() -> None:
     network = LSTM(V, 4, 6, 2)
-    options = {"embedding": {"lr": 0.1}, "recurrent": {"weight_decay": 0.2, "lr": None}, "head": {}}
+    options = ParameterGroups(embedding={"lr": 0.1}, recurrent={"weight_decay": 0.2, "lr": None}, head={})
     groups = {group["name"]: group for group in parameter_groups(network, options)}
     assert set(groups) == {"embedding", "recurrent", "rest"}
     assert names(network, groups["embedding"]) == {"embedding.weight"}
@@ -51,7 +53,7 @@ def test_every_parameter_is_in_exactly_one_group_with_its_options() -> None:
 
 def test_scan_networks_have_parts_too() -> None:
     network = ScanReLU(V, 5)
-    groups = parameter_groups(network, {part: {"lr": 1.0} for part in ("embedding", "recurrent", "head")})
+    groups = parameter_groups(network, ParameterGroups(embedding={"lr": 1.0}, recurrent={"lr": 1.0}, head={"lr": 1.0}))
     assert {group["name"]: names(network, group) for group in groups} == {
         "embedding": {"W_x"},
         "recurrent": {"W_h", "b_h", "b_x"},
@@ -62,15 +64,17 @@ def test_scan_networks_have_parts_too() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"body": {"lr": 1}}, "parameter_groups has no part 'body': its parts are embedding, recurrent, head"),
-        ({"head": {"momentum": 1}}, "parameter_groups.head has no option 'momentum': it takes lr and weight_decay"),
-        ({"head": {"lr": -1}}, "parameter_groups.head.lr=-1"),
-        ({"head": {"lr": "fast"}}, "parameter_groups.head.lr=fast"),
+        ({"body": {"lr": 1}}, "body is not an option"),
+        ({"head": {"momentum": 1}}, "head.momentum is not an option"),
+        ({"head": {"lr": -1}}, "head.lr=-1 must be at least 0"),
+        ({"head": {"lr": "fast"}}, "head.lr='fast' must be a number"),
+        ({"head": {"lr": True}}, "head.lr=true must be a number"),
+        ({"head": 3}, "head=3 must be a section of options"),
     ],
 )
 def test_bad_groups_are_named(options: dict, named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        parameter_groups(GRU(V, 4, 6), options)
+        ParameterGroups(**options)
 
 
 def test_a_part_that_is_not_there_is_named() -> None:
@@ -79,14 +83,16 @@ def test_a_part_that_is_not_there_is_named() -> None:
             return "recurrent"
 
     with pytest.raises(UsageError, match="parameter_groups.head: this model has no parameters there"):
-        parameter_groups(Headless(V, 4, 6), {"head": {"lr": 1.0}})
+        parameter_groups(Headless(V, 4, 6), ParameterGroups(head={"lr": 1.0}))
 
 
 def test_an_optimiser_without_weight_decay_says_so() -> None:
-    module = CharLM(GRU(V, 4, 6), torch.optim.LBFGS, groups={"head": {"weight_decay": 0.1}})
+    module = CharLM(GRU(V, 4, 6), torch.optim.LBFGS, groups=ParameterGroups(head={"weight_decay": 0.1}))
     with pytest.raises(UsageError):
         module.configure_optimizers()
-    module = CharLM(GRU(V, 4, 6), functools.partial(torch.optim.Rprop, lr=0.1), groups={"head": {"weight_decay": 0.1}})
+    module = CharLM(
+        GRU(V, 4, 6), functools.partial(torch.optim.Rprop, lr=0.1), groups=ParameterGroups(head={"weight_decay": 0.1})
+    )
     with pytest.raises(UsageError, match="parameter_groups: Rprop has no weight_decay"):
         module.configure_optimizers()
 
@@ -95,8 +101,8 @@ def test_sgd_moves_each_part_by_its_own_rate_and_decay() -> None:
     torch.manual_seed(0)
     network = GRU(V, 4, 6).double()
     options = {"embedding": {"lr": 0.0}, "recurrent": {"lr": 0.1, "weight_decay": 0.5}, "head": {"weight_decay": 0.25}}
-    module = CharLM(network, functools.partial(torch.optim.SGD, lr=1.0), groups=options)
-    optimizer = module.configure_optimizers()
+    module = CharLM(network, functools.partial(torch.optim.SGD, lr=1.0), groups=ParameterGroups(**options))
+    (optimizer,), _ = module.configure_optimizers()
     module.training_step(Batch(*torch.randint(V, (2, 3, 5)), True), 0).backward()
     before = {name: (p.detach().clone(), p.grad.clone()) for name, p in network.named_parameters()}
     optimizer.step()
@@ -114,7 +120,7 @@ def objective(name: str = "mean", l2: float = 0.0) -> tuple[torch.Tensor, ...]:
     with torch.no_grad():
         network.b_h += 1  # a bias that a penalty would show
     x, y = torch.randint(V, (2, 3, 4))
-    return (*Objective(name, l2)(network(x)[0], y, network), network, x, y)
+    return (*Objective(reduction=name, l2=l2)(network(x)[0], y, network), network, x, y)
 
 
 def test_the_mean_and_the_sum() -> None:
@@ -137,7 +143,7 @@ def test_the_penalty_is_on_the_three_matrices_and_not_in_the_reported_loss() -> 
     loss.backward()
     decayed = network.W_h.grad.clone()
     network.zero_grad()
-    objective_loss = Objective("sum")(network(objective()[4])[0], objective()[5], network)[0]
+    objective_loss = Objective(reduction="sum")(network(objective()[4])[0], objective()[5], network)[0]
     objective_loss.backward()
     torch.testing.assert_close(decayed, network.W_h.grad + 0.02 * network.W_h.detach())
 
@@ -158,7 +164,7 @@ def test_the_sum_is_over_real_targets_only() -> None:
     x, y = torch.randint(V, (2, 3, 4))
     y[0, 2:] = IGNORE
     by_row = F.cross_entropy(network(x)[0].flatten(0, 1), y.flatten(), reduction="none").view(3, 4).sum(1)
-    assert Objective("sum")(network(x)[0], y, network)[0].item() == pytest.approx(by_row.mean().item())
+    assert Objective(reduction="sum")(network(x)[0], y, network)[0].item() == pytest.approx(by_row.mean().item())
 
 
 def test_an_untrained_scan_network_costs_25_uniform_guesses_and_its_penalty(text: str) -> None:
@@ -166,18 +172,19 @@ def test_an_untrained_scan_network_costs_25_uniform_guesses_and_its_penalty(text
     D = 98
     network = ScanTanh(D, 100)
     x = torch.zeros(1, 25, dtype=torch.long)
-    loss, nats, penalty = Objective("sum", 0.01)(network(x)[0], x, network)
+    loss, nats, penalty = Objective(reduction="sum", l2=0.01)(network(x)[0], x, network)
     assert 25 * nats.item() == pytest.approx(25 * math.log(D), rel=0.25)
     assert penalty.item() == pytest.approx(0.01 * (100 + 100 + 98), rel=0.05)  # Σ w² of N(0, 1/rows) is the columns
     many = [
-        Objective("sum")(network(ids)[0], ids, network)[1].item()
+        Objective(reduction="sum")(network(ids)[0], ids, network)[1].item()
         for ids in torch.arange(D).view(D, 1, 1).expand(D, 1, 25)
     ]
     assert sum(many) / D == pytest.approx(math.log(D), rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"reduction": "max"}, "objective.reduction=max"), ({"l2": -1}, "objective.l2=-1")]
+    ("options", "named"),
+    [({"reduction": "max"}, "reduction='max' must be 'mean' or 'sum'"), ({"l2": -1}, "l2=-1 must be at least 0")],
 )
 def test_bad_objectives_are_named(options: dict, named: str) -> None:
     with pytest.raises(UsageError, match=named):
@@ -190,7 +197,7 @@ def test_clipping_by_value_and_by_norm(algorithm: str, text: str, tmp_path: Path
     torch.manual_seed(0)
     network = ScanTanh(len(data.vocab), 10)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    module = CharLM(network, functools.partial(torch.optim.SGD, lr=1.0), objective=Objective("sum", 0.1))
+    module = CharLM(network, functools.partial(torch.optim.SGD, lr=1.0), objective=Objective(reduction="sum", l2=0.1))
     trainer(tmp_path, max_steps=1, gradient_clip_val=0.5, gradient_clip_algorithm=algorithm, limit_val_batches=0).fit(
         module, datamodule=data
     )
@@ -198,7 +205,7 @@ def test_clipping_by_value_and_by_norm(algorithm: str, text: str, tmp_path: Path
     network.load_state_dict(before)
     network.zero_grad()
     batch = next(iter(data.train_dataloader()))
-    Objective("sum", 0.1)(network(batch.x)[0], batch.y, network)[0].backward()
+    Objective(reduction="sum", l2=0.1)(network(batch.x)[0], batch.y, network)[0].backward()
     gradients = {name: p.grad for name, p in network.named_parameters()}
     norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
     assert norm > 0.5

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from charlm.errors import UsageError
 from charlm.models.recurrent import GRU
 from charlm.run.build import steps_per_epoch
 from charlm.run.settings import TrainerOptions
-from charlm.training.callbacks.checkpoints import Checkpoints
+from charlm.training.callbacks.checkpoints import CheckpointOptions, Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.interrupt import Interrupt
 from charlm.training.schedulers import cosine, cycles_begun, sgdr, step
@@ -27,12 +29,12 @@ def optimizer(*rates: float) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in rates or (1.0,)])
 
 
-def rates(schedule: LRScheduler, steps: int, group: int = 0) -> list[float]:
+def rates(scheduler: LRScheduler, steps: int, group: int = 0) -> list[float]:
     found = []
     for _ in range(steps):
-        found.append(schedule.optimizer.param_groups[group]["lr"])
-        schedule.optimizer.step()
-        schedule.step()
+        found.append(scheduler.optimizer.param_groups[group]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
     return found
 
 
@@ -54,9 +56,9 @@ def sgdr_formula(t: int, full: float, least: float, first: int, mult: int) -> fl
     st.integers(1, 90),
 )
 def test_sgdrs_rate_at_every_step(per_epoch: int, cycle: int, mult: int, full: float, least: float, steps: int) -> None:
-    schedule = sgdr(optimizer(full), per_epoch, cycle, mult, least)
+    scheduler = sgdr(optimizer(full), per_epoch, cycle, mult, least)
     expected = [sgdr_formula(t, full, least, cycle * per_epoch, mult) for t in range(steps)]
-    assert rates(schedule, steps) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert rates(scheduler, steps) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_sgdr_keeps_the_groups_apart() -> None:
@@ -69,12 +71,12 @@ def test_sgdr_keeps_the_groups_apart() -> None:
     ("cycle", "mult", "ends"), [(1, 2, [1, 3, 7, 15]), (2, 1, [2, 4, 6, 8]), (1, 3, [1, 4, 13, 40])]
 )
 def test_cycles_are_counted(cycle: int, mult: int, ends: list[int]) -> None:
-    schedule, found = sgdr(optimizer(), 3, cycle, mult), []
+    scheduler, found = sgdr(optimizer(), 3, cycle, mult), []
     for taken in range(1, 3 * ends[-1] + 1):
-        schedule.optimizer.step()
-        schedule.step()
-        if schedule.T_cur == 0:
-            found.append((taken / 3, cycles_begun(schedule)))
+        scheduler.optimizer.step()
+        scheduler.step()
+        if scheduler.T_cur == 0:
+            found.append((taken / 3, cycles_begun(scheduler)))
     assert found == [(end, number) for number, end in enumerate(ends, 1)]
 
 
@@ -99,24 +101,32 @@ def test_cosine_falls_at_every_step_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "named"),
+    ("make", "options", "named"),
     [
-        (lambda: step(optimizer(), 9, 1.5), "schedule.scheduler.at=1.5"),
-        (lambda: step(optimizer(), 9, 1.0), "schedule.scheduler.at=1.0"),
-        (lambda: step(optimizer(), 9, 3, -1), "schedule.scheduler.factor=-1"),
-        (lambda: sgdr(optimizer(0.1), 9, eta_min=0.2), "eta_min=0.2 must not be above the learning rate 0.1"),
-        (lambda: step(optimizer(), 9, -1), "schedule.scheduler.at=-1"),
-        (lambda: step(optimizer(), 9, ["x"]), "schedule.scheduler.at=x"),
-        (lambda: sgdr(optimizer(), 9, 0), "schedule.scheduler.cycle_epochs=0"),
-        (lambda: sgdr(optimizer(), 9, 0.5), "schedule.scheduler.cycle_epochs=0.5"),
-        (lambda: sgdr(optimizer(), 9, 1, 1.5), "schedule.scheduler.cycle_mult=1.5"),
-        (lambda: sgdr(optimizer(), 9, 1, 2, -1), "schedule.scheduler.eta_min=-1"),
-        (lambda: cosine(optimizer(), 9, 1, "x"), "schedule.scheduler.eta_min=x"),
+        (step, {"at": 1.5}, "at=1.5 must be a fraction of the run below 1, or a number of epochs"),
+        (step, {"at": 1.0}, "at=1.0"),
+        (step, {"at": -1}, "at=-1"),
+        (step, {"at": math.nan}, "at=nan"),
+        (step, {"at": True}, "at=true"),
+        (step, {"at": "x"}, "at='x'"),
+        (step, {"at": ["x"]}, "at"),
+        (step, {"at": [1, 2.5]}, "at.*2.5"),
+        (step, {"factor": -1}, "factor=-1"),
+        (sgdr, {"eta_min": 2}, "eta_min=2.0 must not be above the learning rate 1.0"),
+        (sgdr, {"cycle_epochs": 0}, "cycle_epochs=0"),
+        (sgdr, {"cycle_epochs": 0.5}, "cycle_epochs=0.5"),
+        (sgdr, {"cycle_mult": 1.5}, "cycle_mult=1.5"),
+        (sgdr, {"eta_min": -1}, "eta_min=-1"),
+        (cosine, {"epochs": 9, "eta_min": "x"}, "eta_min='x'"),
     ],
 )
-def test_values_that_cannot_be_are_named(make: object, named: str) -> None:
-    with pytest.raises(UsageError, match=named):
-        make()
+def test_invalid_values_are_named(make: Any, options: dict[str, Any], named: str) -> None:
+    lengths = {"epochs": 9} if make is step else {"steps_per_epoch": 9}
+    with pytest.raises(UsageError, match=f"^{named}"):
+        make(optimizer(), **lengths, **options)
+    module = char_lm(GRU(5, 4, 6), lr=1.0, scheduler=functools.partial(make, **lengths, **options))
+    with pytest.raises(UsageError, match=rf"^schedule\.scheduler\.{named}"):
+        module.configure_optimizers()
 
 
 @pytest.mark.parametrize(
@@ -146,16 +156,16 @@ def test_every_cycles_end_is_saved_with_the_weights_of_that_moment(text: str, tm
     data = data_module(text, batch_size=8, bptt=32)
     steps = len(data.train_dataloader())
     torch.manual_seed(0)
-    module = char_lm(GRU(len(data.vocab), 4, 6), schedule=lambda o: sgdr(o, steps), interval="step")
-    seen, health = [], DivergenceGuard()
+    module = char_lm(GRU(len(data.vocab), 4, 6), scheduler=lambda o: sgdr(o, steps), interval="step")
+    seen, guard = [], DivergenceGuard()
 
     class Watch(Checkpoints):
         def on_train_epoch_end(self, trainer: object, pl_module: torch.nn.Module) -> None:
             seen.append(pl_module.network.head.bias.detach().clone())
             super().on_train_epoch_end(trainer, pl_module)
 
-    watch = Watch(tmp_path / "checkpoints", "val/nats", Interrupt(), health)
-    trainer(tmp_path, max_epochs=8, callbacks=[health, watch], enable_checkpointing=True).fit(module, datamodule=data)
+    watch = Watch(tmp_path / "checkpoints", "val/nats", Interrupt(), guard, CheckpointOptions())
+    trainer(tmp_path, max_epochs=8, callbacks=[guard, watch], enable_checkpointing=True).fit(module, datamodule=data)
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert saved == ["best.ckpt", "cycle-1.ckpt", "cycle-2.ckpt", "cycle-3.ckpt", "last.ckpt"]
     for number, epoch in ((1, 1), (2, 3), (3, 7)):

@@ -1,7 +1,7 @@
 """When checkpoints are written: ``best.ckpt``, ``last.ckpt``, and ``cycle-1.ckpt`` … for SGDR.
 
-Lightning's ModelCheckpoint writes one file at one occasion, cannot continue after a full disk, and forgets the
-best loss when the folder was moved; hence this one.
+Replaces Lightning's ModelCheckpoint, which writes one file at one occasion, fails for good when the disk is full, and
+forgets the best loss when the folder is moved.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Checkpoints(Checkpoint):
         self._stopped_before = 0  # the max_epochs of a run that stopped early
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make sure that there is something to resume from."""
+        """Write a first checkpoint to resume from."""
         self._step = trainer.global_step
-        # Early stopping has stopped this run; it resumes only to become longer.
+        # A run that stopped early trains on only if its max_epochs was raised.
         trainer.should_stop = self._stopped_before == trainer.max_epochs
         self.best.parent.mkdir(exist_ok=True)
         if self._step == 0:
@@ -60,28 +60,27 @@ class Checkpoints(Checkpoint):
         self._saved_step, self._saved_at = self._step, time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write `last`, when it is due or the user interrupts."""
-        step, before = trainer.global_step, self._step
-        self._step = step
-        if step == before or trainer.is_last_batch:
-            return  # gradients are still being accumulated; the epoch's end is near and writes one anyway
-        due = step - self._saved_step >= self.every_steps or time.monotonic() - self._saved_at >= self.every_seconds
-        if due or self.interrupt.signal:
+        """Write `last` when it is due, or when the user interrupts."""
+        before, self._step = self._step, trainer.global_step
+        if self._step == before or trainer.is_last_batch:  # gradients accumulate, or the end of the epoch writes it
+            return
+        steps, seconds = self._step - self._saved_step, time.monotonic() - self._saved_at
+        if steps >= self.every_steps or seconds >= self.every_seconds or self.interrupt.signal:
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `best`, if it is."""
+        """Write `best` if the validation loss is the lowest so far."""
         if trainer.state.fn == "fit" and self.monitor.startswith("val"):
             self._save_best(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `last`, `best` if training is all there is to look at, and one more if a cycle of SGDR ends here."""
+        """Write `last`; `best` if there is no validation; and another one if an SGDR cycle ends here."""
         if self.monitor.startswith("train"):
             self._save_best(trainer)
         for config in trainer.lr_scheduler_configs:
-            schedule = config.scheduler
-            if isinstance(schedule, CosineAnnealingWarmRestarts) and schedule.T_cur == 0:
-                self._save(trainer, self.last.with_name(f"cycle-{cycles_begun(schedule)}.ckpt"))
+            scheduler = config.scheduler
+            if isinstance(scheduler, CosineAnnealingWarmRestarts) and scheduler.T_cur == 0:
+                self._save(trainer, self.last.with_name(f"cycle-{cycles_begun(scheduler)}.ckpt"))
         self._save_last(trainer)
 
     def _save_best(self, trainer: pl.Trainer) -> None:
@@ -98,14 +97,14 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, path: Path) -> None:
         self.guard.check(trainer)
-        if not self.guard.streak:  # what may be broken does not take the place of what was good
+        if not self.guard.streak:  # weights that may be bad must not replace good ones
             trainer.save_checkpoint(path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The lowest loss so far, and whether the run has stopped early."""
+        """The lowest loss so far, and whether the run stopped early."""
         return {"lowest": self.lowest, "stopped_before": self._stopped_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore both."""
         self.lowest = float(state_dict["lowest"])
         self._stopped_before = int(state_dict.get("stopped_before", 0))

@@ -1,4 +1,4 @@
-"""What a run measured: one row an epoch, in `metrics.csv`; a line every few steps to the loggers."""
+"""The metrics of a run: one row per epoch in `metrics.csv`, and a line every few steps to the loggers."""
 
 from __future__ import annotations
 
@@ -12,47 +12,37 @@ from typing import Any
 import pytorch_lightning as pl
 
 from charlm.checkpoint.storage import Store
-from charlm.training.module import current_lr
+from charlm.training.parameter_groups import current_lr
 
-COLUMNS = (
-    "epoch",
-    "step",
-    "train_nats",
-    "val_nats",
-    "val_bpc",
-    "val_perplexity",
-    "val_accuracy",
-    "learning_rate",
-    "characters_per_second",
-    "seconds",
-)
 VALIDATED = ("nats", "bpc", "perplexity", "accuracy")
+VAL_COLUMNS = tuple(f"val_{name}" for name in VALIDATED)
+COLUMNS = ("epoch", "step", "train_nats", *VAL_COLUMNS, "learning_rate", "characters_per_second", "seconds")
 
 
 class History(pl.Callback):
-    """Keeps `rows`, one dict of `COLUMNS` an epoch (epochs count from 1), and writes them to ``metrics.csv``.
+    """Keeps `rows`, one dict of `COLUMNS` per epoch (counted from 1), and writes them to ``metrics.csv``.
 
-    `characters_per_second` counts training characters over the time spent training, validation left
-    out. `seconds` is the whole epoch with its validation. Missing values are None. A checkpoint holds all of it,
-    so the rows and times of a resumed run go on; time spent on work that a kill undid is in none of them.
+    `characters_per_second` is the number of training characters over the time spent training, without validation;
+    `seconds` is the time of the whole epoch. Missing values are None. All of this is saved in checkpoints, so that rows
+    and times continue in a resumed run; they leave out work that was lost when a run was killed.
     """
 
     def __init__(self, path: Path, store: Store) -> None:
         self.path, self.store = path, store
         self.rows: list[dict[str, Any]] = []
-        self.best_nats = math.inf  # over all validations, an epoch's end or not
+        self.best_nats = math.inf  # over all validations, also those within an epoch
         self.characters, self.training_seconds = 0, 0.0
-        self.fit_seconds = self.earlier_seconds = 0.0  # the latter: of `fit_seconds`, before a resume
+        self.fit_seconds = self.earlier_seconds = 0.0  # `earlier_seconds` is the part before a resume
         self._val: dict[str, float] = {}
-        self._epoch: dict[str, Any] = {}  # of the epoch under way, from a checkpoint
+        self._epoch: dict[str, Any] = {}  # the unfinished epoch of a checkpoint
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note how often to log; asked once, not at each step. Take up the epoch that a checkpoint left off in."""
+        """Read the logging interval, and continue the unfinished epoch of a checkpoint."""
         self._every = trainer.log_every_n_steps if trainer.loggers else 0
         self._logged_step = trainer.global_step
         now = time.perf_counter()
         self._fit_started = now - self.fit_seconds
-        self._begin(trainer)
+        self.on_train_epoch_start(trainer, pl_module)
         if self._epoch:
             self._started, self._trained = now - self._epoch["seconds"], self._epoch["trained"]
             self._lr, self._val = self._epoch["learning_rate"], dict(self._epoch["val"])
@@ -63,26 +53,19 @@ class History(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clocks."""
-        self._begin(trainer)
-
-    def _begin(self, trainer: pl.Trainer) -> None:
         self._started = self._resumed = time.perf_counter()
         self._trained, self._lr = 0.0, current_lr(trainer.optimizers[0])
         self._logged = (0.0, 0, self._started)
         self._val = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Every `log_every_n_steps` steps, log the mean loss, the rate and the speed since the last time."""
+        """Log the learning rate, and the mean loss and speed since the last log, every `log_every_n_steps` steps."""
         step = trainer.global_step
-        if not self._every or step == self._logged_step or step % self._every:  # accumulating: the step stays
+        if not self._every or step == self._logged_step or step % self._every:  # equal while gradients accumulate
             return
         self._logged_step = step
-        # Reading the sums waits for the device: only here, never at each step.
-        total, count, now = (
-            pl_module.train_nats.total.item(),
-            int(pl_module.train_nats.count),
-            time.perf_counter(),
-        )
+        # Reading the sums waits for the device, hence not at each step.
+        (total, count), now = pl_module.train_nats.sum_and_count(), time.perf_counter()
         before_total, before_count, before = self._logged
         self._logged = (total, count, now)
         characters = max(count - before_count, 1)
@@ -95,13 +78,13 @@ class History(pl.Callback):
             logger.log_metrics(values, step=step - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Note how long the whole fit took, with its validations, samples and checkpoints."""
+        """Record the time of the whole fit, including validation, samples and checkpoints."""
         self.fit_seconds = time.perf_counter() - self._fit_started
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Stop the training clock."""
         if trainer.state.fn == "fit":
-            int(pl_module.train_nats.count)  # let a device finish the work that is to be timed
+            int(pl_module.train_nats.count)  # wait for the device to finish the work that is being timed
             self._paused = time.perf_counter()
             self._trained += self._paused - self._resumed
 
@@ -114,7 +97,7 @@ class History(pl.Callback):
             self._logged = (*self._logged[:2], self._logged[2] + self._resumed - self._paused)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Add the epoch's row. Runs before the module's own hook, which empties the means."""
+        """Add the row of the epoch. Runs before the module's own hook, which resets the means."""
         count, nats = int(pl_module.train_nats.count), pl_module.train_nats.compute().item()
         now = time.perf_counter()
         self._trained += now - self._resumed
@@ -140,7 +123,7 @@ class History(pl.Callback):
         self.store.write(self.path, text.getvalue().encode())
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows and sums so far, and the epoch under way."""
+        """The rows and sums so far, and the unfinished epoch."""
         now = time.perf_counter()
         return {
             "rows": list(self.rows),
@@ -158,10 +141,11 @@ class History(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore all of it."""
         self.rows = [{name: row[name] for name in COLUMNS} for row in state_dict["rows"]]
         self.best_nats, self.characters = float(state_dict["best_nats"]), int(state_dict["characters"])
-        self.training_seconds, self.fit_seconds = map(
-            float, (state_dict["training_seconds"], state_dict["fit_seconds"])
+        self.training_seconds, self.fit_seconds = (
+            float(state_dict["training_seconds"]),
+            float(state_dict["fit_seconds"]),
         )
         self.earlier_seconds, self._epoch = self.fit_seconds, state_dict["epoch"]

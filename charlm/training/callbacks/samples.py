@@ -38,7 +38,7 @@ class Samples(pl.Callback):
         self._warned = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Restore `samples.txt` to its content at the time of the checkpoint."""
+        """Restore `samples.txt` to its contents at the time of the checkpoint."""
         self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -48,7 +48,7 @@ class Samples(pl.Callback):
             return
         try:
             self.latest = self._write_sample(pl_module.network, trainer.datamodule)
-        except Exception as error:  # an observer never stops a run
+        except Exception as error:  # a failing sample must not stop the run
             self.latest = None
             if not self._warned:
                 print(f"warning: no sample of epoch {trainer.current_epoch + 1}: {error}", file=sys.stderr)
@@ -70,7 +70,7 @@ class Samples(pl.Callback):
 
     def _write(self, trainer: Any) -> None:
         if self.store is not None:
-            text = "".join(f"--- epoch {epoch}\n{words}\n" for epoch, words in self._rows)
+            text = "".join(f"--- epoch {epoch}\n{sample}\n" for epoch, sample in self._rows)
             self.store.write(Path(trainer.default_root_dir, "samples.txt"), text.encode())
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,4 +79,4 @@ class Samples(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the samples."""
-        self._rows = [[int(epoch), str(words)] for epoch, words in state_dict["rows"]]
+        self._rows = [[int(epoch), str(sample)] for epoch, sample in state_dict["rows"]]

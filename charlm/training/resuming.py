@@ -1,0 +1,101 @@
+"""What a checkpoint holds so that a run resumes exactly, and the checks of a damaged one before training resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from charlm.checkpoint.format import TRAINING
+from charlm.errors import UsageError
+from charlm.models.state import State
+from charlm.training import random_state
+from charlm.training.metrics import MeanPerCharacter
+
+# Tensors in the shape of a weight that PyTorch's fused kernels (of Adam, AdamW, SGD and Adagrad) keep for it.
+WEIGHT_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
+
+
+def training_state(carry: State | None, means: Mapping[str, MeanPerCharacter]) -> dict[str, Any]:
+    """The part of a checkpoint that Lightning does not collect: carried state, running means, random states."""
+    return {
+        "carry": carry,
+        "means": {name: mean.sum_and_count() for name, mean in means.items()},
+        "random": random_state.collect(),
+    }
+
+
+def restore_training_state(state: Mapping[str, Any], means: Mapping[str, MeanPerCharacter]) -> State | None:
+    """Restore the means and the random states of a `training_state`, and return its carried state."""
+    for name, mean in means.items():
+        mean.restore(*state["means"][name])
+    random_state.restore(state["random"])
+    carry: State | None = state["carry"]
+    return carry
+
+
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], trainer: Any, optimizer: Optimizer, schedulers: Sequence[LRScheduler]
+) -> None:
+    """Raise UsageError for a part that Lightning would not miss, or would restore with values of the wrong type.
+
+    `optimizer` and `schedulers` are new ones for the same run.
+    """
+    stateful = {c.state_key for c in trainer.callbacks if type(c).state_dict is not pl.Callback.state_dict}
+    (saved,) = checkpoint["optimizer_states"]
+    intact = {
+        TRAINING: isinstance(checkpoint[TRAINING], dict),
+        "loops": types(checkpoint["loops"]["fit_loop"]) == types(trainer.fit_loop.state_dict()),
+        "callbacks": stateful <= set(checkpoint["callbacks"]),
+        "optimizer_states": group_types(saved["param_groups"]) == group_types(optimizer.param_groups),
+        "lr_schedulers": types(checkpoint["lr_schedulers"]) == types([s.state_dict() for s in schedulers]),
+    }
+    for part, is_intact in intact.items():
+        if not is_intact:
+            raise damaged(f"{part} is incomplete or has values of another type")
+
+
+def check_optimizer_state(optimizer: Optimizer) -> None:
+    """Raise UsageError for a restored tensor of a size that would make a fused kernel write past its end.
+
+    Fused kernels do not look at the size. Every class that has one takes an option ``fused``, which the checkpoint
+    itself could turn on; hence its tensors are checked, fused or not. Those of other optimisers may have any shape
+    (Adafactor's rows and columns): a tensor operation raises an error for a shape that does not fit.
+    """
+    fusible = "fused" in optimizer.defaults or any("fused" in group for group in optimizer.param_groups)
+    for weights, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, Tensor):
+                continue
+            fits = value.layout == torch.strided and value.device.type in ("cpu", weights.device.type)
+            if fusible and name == "step":
+                fits = fits and value.numel() == 1
+            elif fusible and name in WEIGHT_SHAPED:
+                dense = value.is_contiguous() or value.stride() == weights.stride()
+                fits = fits and dense and value.shape == weights.shape
+            if not fits:
+                raise damaged(f"the optimiser's {name} does not fit the weights")
+
+
+def damaged(problem: str) -> UsageError:
+    """The error for a damaged checkpoint."""
+    return UsageError(f"the checkpoint is damaged and cannot be resumed: {problem}")
+
+
+def group_types(groups: Sequence[Mapping[str, Any]]) -> Any:
+    """The types of an optimiser's options in each parameter group."""
+    return types([{**group, "params": None} for group in groups])
+
+
+def types(value: Any) -> Any:
+    """The type of a value, with that of each part of a dict or list; all numbers are of one type."""
+    if isinstance(value, dict):
+        return {key: types(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [types(part) for part in value]
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
