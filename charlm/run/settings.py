@@ -65,11 +65,11 @@ class TrainerOptions(Options):
     model_config = ConfigDict(extra="allow")
 
     accelerator: str = "auto"
-    """auto | cpu | cuda …; auto is a CUDA GPU where there is one, else the CPU."""
+    """Where to train, such as cpu or cuda; auto is a CUDA GPU if there is one, else the CPU."""
     devices: int | list[int] = 1
     """1, or the number of one device such as [0]: a run trains on one device."""
     precision: str | int = "32-true"
-    """Precision of weights and arithmetic: 32-true | 64-true | bf16-mixed | bf16-true | 16-mixed …"""
+    """Precision of weights and arithmetic, such as 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed."""
     max_epochs: PositiveInt = 9
     """Epochs to train."""
     gradient_clip_val: NonNegative | None = None

@@ -31,7 +31,7 @@ from charlm.run.settings import check_settings
 from tests.helpers import ROOT, summary
 
 # A made-up text in the place of Nietzsche, small networks, one epoch.
-TINY = ("trainer.max_epochs=1", "+trainer.limit_train_batches=4", "+trainer.limit_val_batches=1")
+TINY = ("trainer.max_epochs=1", "trainer.limit_train_batches=4", "trainer.limit_val_batches=1")
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def train(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> T
             patch.setenv("CHARLM_TRUST", "tests")
             run_train(
                 *("data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=4", "logger=none"),
-                *("callbacks=none", "trainer.max_epochs=1", "+trainer.limit_train_batches=3", *others),
+                *("callbacks=none", "trainer.max_epochs=1", "trainer.limit_train_batches=3", *others),
                 *("trainer.accelerator=cpu", f"model._target_=tests.families.{family}"),
                 *("model.embedding_size=8", "model.hidden_size=8", f"hydra.run.dir={tmp_path}/run"),
             )

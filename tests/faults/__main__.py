@@ -48,7 +48,7 @@ KINDS = {
     ],
     "gru, two texts mixed": ["data=mix", "data.bptt=8", "data.ratio=[3,1]", "trainer.max_epochs=3"],
     "gru, accumulated gradients, four validations an epoch": [
-        *("data=text", "data.bptt=8", "+trainer.accumulate_grad_batches=3", "+trainer.val_check_interval=0.25"),
+        *("data=text", "data.bptt=8", "trainer.accumulate_grad_batches=3", "+trainer.val_check_interval=0.25"),
         *("trainer.max_epochs=2",),
     ],
     "gru, no validation, clipped": [

@@ -237,7 +237,7 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
         ("model=char_loop", "data=text_windows for your own text, with data.bptt=8, not streams of"),
         ("model=char3 data.mode=windows", "with data.bptt=3, not windows of"),
         ("model=char_loop model.window=0", "model.window=0 must be at least 1"),
-        ("model=keras_loop model.window=null", "own_embeddings needs a window"),
+        ("model=keras_loop model.window=null", "model.own_embeddings=true needs a window"),
         ("model=keras_loop model.activation=gelu", "model.activation='gelu' must be 'tanh' or 'relu'"),
         ("model=keras_rnn model.dropout=1", "model.dropout=1 must be less than 1"),
         ("model=irnn model.identity=3", "model.identity=3 must be true or false"),

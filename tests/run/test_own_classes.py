@@ -31,7 +31,7 @@ class Broken(pl.Callback):
 
 @pytest.fixture
 def base(text_file: Path, tmp_path: Path) -> list[str]:
-    steps = ["+trainer.limit_train_batches=3", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    steps = ["trainer.limit_train_batches=3", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
     return ["data=text", f"data.path={text_file}", "data.bptt=8", *SMALL[:3], *steps, f"hydra.run.dir={tmp_path}/run"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from charlm.models.recurrent import GRU
 from charlm.options import Options, PositiveInt, checked
 from charlm.run.reference import PAGE, arguments, declared, page
 from charlm.run.suggest import CONF, option_names
-from tests.programs import program
+from tests.programs import environment, program
 
 ABOUT_CLASSES = {"_target_", "_partial_"}
 
@@ -22,7 +23,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_option_of_the_configs_is_on_the_page() -> None:
     listed = set(re.findall(r"^\| `([^`]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    foreign = ("optimizer.betas", "callbacks.average.")  # of PyTorch and Lightning
+    foreign = ("optimizer.betas", "callbacks.average")  # of PyTorch and Lightning
     groups = {path.name for path in CONF.iterdir()}
     for name in option_names():
         known = name in listed or any(option.startswith(f"{name}.") for option in listed)
@@ -37,8 +38,8 @@ def test_every_option_has_a_type_and_a_description() -> None:
             assert kind and meaning.endswith("."), name
 
 
-def test_help_lists_the_options_of_the_chosen_config_with_their_values() -> None:
-    outcome = program("train.py", "model=lstm", "model.hidden_size=96", "--help")
+def test_help_lists_the_options_of_the_chosen_config_with_their_values(tmp_path: Path) -> None:
+    outcome = program("train.py", "model=lstm", "model.hidden_size=96", "--help", env=environment(tmp_path))
     assert (outcome.status, outcome.err) == (0, "")
     assert "model.hidden_size=96 " in outcome.out and "lstm_cell" in outcome.out
     assert re.search(r"data\.bptt=8 +integer ≥ 1 +", outcome.out)

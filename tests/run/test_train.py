@@ -128,7 +128,7 @@ def test_the_checkpoint_carries_config_and_corpus(base: tuple[str, ...], text: s
         ("model.layers=2", "model.dropout=0.2", "data.lowercase=true", "data.vocab_from=train", "data.unk=true"),
         ("trainer=cpu", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"),
         ("trainer.precision=bf16-true",),
-        ("+trainer.accumulate_grad_batches=2", "logger=csv", "trainer.log_every_n_steps=1"),
+        ("trainer.accumulate_grad_batches=2", "logger=csv", "trainer.log_every_n_steps=1"),
         ("+trainer.val_check_interval=0.5",),
     ],
 )
@@ -149,7 +149,7 @@ def test_losses_are_exact_in_half_precision(base: tuple[str, ...], text: str, tm
 
 
 def test_accumulation_logs_each_step_once(base: tuple[str, ...], tmp_path: Path) -> None:
-    run_train(*base, "logger=csv", "trainer.log_every_n_steps=1", "+trainer.accumulate_grad_batches=2")
+    run_train(*base, "logger=csv", "trainer.log_every_n_steps=1", "trainer.accumulate_grad_batches=2")
     with (tmp_path / "run/csv/metrics.csv").open() as file:
         steps = [int(r["step"]) for r in csv.DictReader(file) if r["train/nats_step"]]
     assert steps == sorted(set(steps)) and steps[0] == 0 and len(steps) == summary(tmp_path / "run")["steps"]

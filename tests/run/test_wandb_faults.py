@@ -434,12 +434,12 @@ def test_wandb_raises_what_nobody_expects(
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("logger.mode=nonsense", "logger.mode=nonsense must be one of auto, online, offline"),
+        ("logger.mode=nonsense", "logger.mode='nonsense' must be 'auto', 'online' or 'offline'"),
         ("+logger.nonsense=1", "logger.nonsense: wandb_logger has no option nonsense"),
         ("logger.project=a/b", "logger: Invalid project name 'a/b'"),
-        ("logger.project=3", "logger: project: Input should be a valid string"),
+        ("logger.project=3", "logger.project=3 must be text"),
         (f"logger.tags=[{'x' * 65}]", "Tags must be between 1 and 64 characters"),
-        ("logger.group=3", "logger: group: Input should be a valid string"),
+        ("logger.group=3", "logger.group=3 must be text"),
     ],
 )
 def test_the_users_mistakes_are_refused(option: str, sentence: str, base: tuple[str, ...], capfd: Any) -> None:
@@ -449,10 +449,10 @@ def test_the_users_mistakes_are_refused(option: str, sentence: str, base: tuple[
     assert ended.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and sentence in err, err
 
 
-# --- going on with a run
+# --- resuming
 
 
-def test_a_resumed_run_goes_on_with_its_wandb_run(base: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
+def test_a_resumed_run_resumes_its_wandb_run(base: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
     run_train(*base, "trainer.max_epochs=1")
     for epochs in (2, 3):
         run_train(f"resume={tmp_path}/run", f"trainer.max_epochs={epochs}")
@@ -463,14 +463,14 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(base: tuple[str, ...], tmp_pat
     assert steps == set(range(STEPS * 3 // 2))
 
 
-def test_the_newest_wandb_run_is_gone_on_with(tmp_path: Path) -> None:
+def test_the_newest_wandb_run_is_resumed(tmp_path: Path) -> None:
     names = ("run-20260102_000000-old", "offline-run-20260103_000000-new", "run-20260101_000000-older")
     for name in names:
         (tmp_path / "wandb" / name).mkdir(parents=True)
         (tmp_path / "wandb" / name / f"run-{name.rpartition('-')[2]}.wandb").touch()
     (tmp_path / "wandb/latest-run").symlink_to(names[0])
-    assert loggers._earlier(tmp_path) == "new"
-    assert loggers._earlier(tmp_path / "elsewhere") is None
+    assert loggers._earlier_run(tmp_path) == "new"
+    assert loggers._earlier_run(tmp_path / "elsewhere") is None
 
 
 def test_a_resumed_run_keeps_the_csv_of_before(base: tuple[str, ...], tmp_path: Path) -> None:
