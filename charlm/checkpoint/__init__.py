@@ -1,1 +1,1 @@
-"""One self-contained file on disk, opened without running code from it."""
+"""Self-contained checkpoint files, opened without running code from them."""

@@ -1,4 +1,4 @@
-"""From a network's specification, ``_target_`` and plain keyword arguments, to the network."""
+"""Build a network from its specification: ``_target_`` and plain keyword arguments."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from charlm.models.windowed import Windowed
 
 FAMILIES = "charlm.models"
 
-TRUST = "CHARLM_TRUST"  # the environment variable with the user's own packages: no file can set it
+TRUST = "CHARLM_TRUST"  # the environment variable that names trusted packages: no file can set it
 
-MOST_TENSORS = 10_000  # parameters of a network: making more takes longer than anyone means to wait
+MOST_TENSORS = 10_000  # parameter tensors of a network: a checkpoint must not make us build forever
 
 
 def resolve_class(target: object, within: Iterable[str]) -> Any:
-    """The public class or function that `target` names, if a module of the packages `within` defines it; else None.
+    """The public class or function that `target` names, if it is defined in one of the packages `within`; else None.
 
-    Nothing that such a module merely imports: ``charlm.text.sources.os.system`` must not be reached.
+    What such a package merely imports does not count: ``charlm.text.sources.os.system`` must not be reachable.
     """
     module, _, name = str(target).rpartition(".")
 
@@ -43,17 +43,17 @@ def resolve_class(target: object, within: Iterable[str]) -> Any:
 
 
 def package_of(target: object) -> str:
-    """The package that has to be trusted for `target` to be made."""
+    """The package that has to be trusted to build `target`."""
     return str(target).partition(".")[0]
 
 
 def build_network(spec: Mapping[str, Any], vocab_size: int, trust: Iterable[str] | None = ()) -> Network:
-    """Make a network from its specification: ``_target_`` and plain keyword arguments.
+    """Build a network from its specification: ``_target_`` and plain keyword arguments.
 
-    The class must be defined in ``charlm.models``, in one of the packages `trust`, or in one that the user names in
-    ``CHARLM_TRUST``. None trusts whatever `spec` names: for what the user typed, never for what a file says.
-    With ``window``, an argument that any family takes, it predicts only after so many characters (see `Windowed`).
-    Raises UsageError for another `_target_`, and when the class refuses the arguments.
+    The class must be defined in ``charlm.models``, in a package in `trust`, or in one that the user names in
+    ``CHARLM_TRUST``. If `trust` is None, every class is allowed: for what the user typed, never for what a file says.
+    ``window``, an argument for every family, wraps the network in `Windowed`. Raises UsageError for another `_target_`,
+    and if the class refuses the arguments.
     """
     target = spec.get("_target_")
     if trust is None:
@@ -73,9 +73,9 @@ def build_network(spec: Mapping[str, Any], vocab_size: int, trust: Iterable[str]
 
 
 def find_family(target: object, trust: list[str]) -> type[Network]:
-    """The class that `target` names. Raises UsageError, before anything is imported, where it is not trusted."""
+    """The class that `target` names. Raises UsageError, before importing anything, if it is not trusted."""
     trusted = [name for name in map(str.strip, [*trust, *os.environ.get(TRUST, "").split(",")]) if name]
-    with as_usage_error(f"model: {target!r}"):  # importing the user's own package can raise anything
+    with as_usage_error(f"model: {target!r}"):  # importing a user's package can raise anything
         family = resolve_class(target, [FAMILIES, *trusted])
     if isinstance(family, type) and issubclass(family, Network) and family is not Network:
         return family
@@ -88,16 +88,16 @@ def find_family(target: object, trust: list[str]) -> type[Network]:
             f"{refusal}: if you trust the package {package}, set {TRUST}={package} in the environment, or give "
             f"trust=[{package!r}] in Python"
         )
-    with as_usage_error(f"model: {target!r}"):  # a module that is missing, or one that it imports in its turn
+    with as_usage_error(f"model: {target!r}"):  # the module, or one that it imports, may be missing
         importlib.import_module(module)
     raise UsageError(f"{refusal}, nor a subclass of {Network.__module__}.Network that {package} defines")
 
 
 @contextmanager
 def at_most(count: int, limit: str) -> Iterator[None]:
-    """Raise UsageError as soon as modules are given more than `count` parameters, as `limit` says.
+    """Raise UsageError as soon as modules register more than `count` parameters. `limit` completes the message.
 
-    A tied or re-assigned one counts each time that it is given.
+    A tied or re-assigned parameter counts each time it is registered.
     """
     left = count
 

@@ -1,7 +1,7 @@
-"""What a charlm checkpoint holds: a Lightning checkpoint with one more entry, ``"charlm"``.
+"""The format of a checkpoint: a Lightning checkpoint with one more entry, ``"charlm"``.
 
-The entry has the model's specification, the vocabulary, the text normalisation, the composed config and the corpus
-checksum, all plain values, so that the file alone is enough to sample from.
+The entry contains the model's specification, the vocabulary, the text normalisation, the settings and the corpus
+checksum as plain values, so that the file alone is enough to sample from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from charlm.text.vocab import Vocab
 
 KEY = "charlm"
 
-TRAINING = "charlm_training"  # carried state, running means and random states, to resume from
+TRAINING = "charlm_training"  # carried state, running means and random states, for resuming
 
 FORMAT = 2
 
@@ -32,9 +32,9 @@ def pack(
     corpus: Mapping[str, Any],
     run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The checkpoint entry that makes a file self-contained. Everything must be plain values.
+    """The entry that makes a checkpoint self-contained. All values must be plain.
 
-    `run` is what ``train.py`` needs to resume, besides the config.
+    `run` is what ``train.py`` needs for resuming besides the config.
     """
     return {
         "format": FORMAT,
@@ -49,7 +49,7 @@ def pack(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's contents. `network` is in evaluation mode, on the CPU."""
+    """The content of a checkpoint. `network` is in evaluation mode, on the CPU."""
 
     network: Network
     vocab: Vocab

@@ -16,14 +16,14 @@ from charlm.errors import UsageError, as_usage_error
 from charlm.models.network import Network
 from charlm.text.vocab import Vocab, check_normalisation
 
-PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what a whole network can be turned into
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # to which a whole network can be converted
 
 
 def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
     """Open a checkpoint on the CPU, whatever device wrote it.
 
-    `trust` names packages, besides ``charlm.models``, that its network may come from. Raises UsageError when it is
-    missing, damaged, not charlm's, or asks for something unsafe.
+    `trust` names packages, besides ``charlm.models``, that the network may come from. Raises UsageError if the file is
+    missing, damaged, not charlm's, or unsafe.
     """
     path = Path(path)
     content = read_safely(path)
@@ -32,7 +32,7 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     if entry.get("format") != FORMAT:
         other = repr(entry.get("format"))[:20]
-        raise UsageError(f"{path} has checkpoint format {other}, but this charlm reads {FORMAT}: train anew")
+        raise UsageError(f"{path} has checkpoint format {other}, but this charlm reads {FORMAT}: train it again")
     parts: dict[str, Any] = {name: entry.get(name) for name in FIELDS}
     parts["state_dict"] = content.get("state_dict")
     for name, part in parts.items():
@@ -54,13 +54,13 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
 def rebuild(
     spec: Mapping[str, Any], vocab_size: int, weights: Mapping[str, Tensor], size: int, trust: list[str]
 ) -> Network:
-    """The network that `spec` describes, with `weights` from a file of `size` bytes. Raises UsageError for a misfit."""
-    # Names, shapes and types first, which take no memory: a file cannot ask for more than its own size warrants.
+    """The network of `spec` with `weights` from a file of `size` bytes. Raises UsageError if they do not fit."""
+    # First compare names, shapes and types without allocating memory: a file must not ask for more than its size.
     with torch.random.fork_rng(devices=[]), torch.device("meta"), at_most(MOST_TENSORS, "are allowed"):
         plan = build_network(spec, vocab_size, trust)
     precision = check_fit(plan, weights, size)
-    # Then the network itself, by its own constructor, and the weights copied into it: whatever that made of its
-    # tensors (tied two, computed one from others, kept one out of the file) is as it was in training.
+    # Then build the network with its own constructor and copy the weights into it, so that everything else (tied or
+    # computed weights, buffers that are not saved) is as it was in training.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         network = build_network(spec, vocab_size, trust)
     if precision is not None:
@@ -71,9 +71,9 @@ def rebuild(
 
 
 def check_fit(plan: Network, weights: Mapping[str, Tensor], size: int) -> torch.dtype | None:
-    """Raise UsageError unless `weights` are those of `plan`, a network without memory.
+    """Raise UsageError unless `weights` fit `plan`, a network on the meta device.
 
-    Returns the precision that all of it must be turned into, as ``trainer.precision=bf16-true`` does; None: as built.
+    Returns the dtype to convert the whole network to, as for ``trainer.precision=bf16-true``; None: as built.
     """
     built = plan.state_dict()
     for name in [*built, *weights]:
@@ -88,10 +88,10 @@ def check_fit(plan: Network, weights: Mapping[str, Tensor], size: int) -> torch.
             )
         if ours.dtype != theirs.dtype and not (ours.is_floating_point() and theirs.is_floating_point()):
             raise UsageError(f"its weight {name!r} is of type {theirs.dtype}, not {ours.dtype}")
-    # Tied weights are one here, however many names they have: what shares its memory only in the file does not pass.
+    # Tied weights count once. Weights that share memory only in the file do not.
     alone = [name for name, _ in [*plan.named_parameters(), *plan.named_buffers()] if name in weights]
     total = sum(weights[name].nbytes for name in alone)
-    if total > 2 * size:  # twice, for those that share their memory without being the same
+    if total > 2 * size:  # twice: some share memory without being tied
         raise UsageError(f"its weights claim {total:,} bytes, more than the file's {size:,}")
     floats = [name for name in weights if weights[name].is_floating_point()]
     if all(weights[name].dtype == built[name].dtype for name in floats):
@@ -100,7 +100,7 @@ def check_fit(plan: Network, weights: Mapping[str, Tensor], size: int) -> torch.
     if len(found) > 1 or not found <= set(PRECISIONS):
         wrong = next(name for name in floats if weights[name].dtype != built[name].dtype)
         raise UsageError(
-            f"its weights are of different precision: {wrong!r} is of type {weights[wrong].dtype}, not "
+            f"its weights have different precisions: {wrong!r} is of type {weights[wrong].dtype}, not "
             f"{built[wrong].dtype}"
         )
     return found.pop()

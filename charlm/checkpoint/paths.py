@@ -1,4 +1,4 @@
-"""Run folders: where a run goes, and what is meant by ``resume=``. Loads nothing heavy: every start needs it."""
+"""Run folders and their checkpoints. Imports nothing heavy, because every start of a program needs it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from charlm.errors import UsageError
 
 
 def run_folder(resume: object, fresh: str) -> str:
-    """Where a run goes: the folder of the run that `resume` means, or else `fresh`. For ``hydra.run.dir``."""
+    """The folder of a run, for ``hydra.run.dir``: that of the run to resume, or else `fresh`."""
     if resume is None:
         return fresh
     folder = folder_of(Path(str(resume)))
-    # Hydra makes the folder before anything is checked; a name that is wrong must not become one.
+    # Hydra creates the folder before anything is checked, and must not create one with a wrong name.
     return str(folder) if folder.is_dir() else "."
 
 
 def folder_of(where: Path) -> Path:
-    """The run folder of `where`, which is that folder or a file in its ``checkpoints``."""
+    """The run folder that `where` names: the folder itself, its ``checkpoints``, or a file in there."""
     if where.suffix == ".ckpt" or where.name == "checkpoints":
         return where.absolute().parent.parent if where.suffix == ".ckpt" else where.absolute().parent
     return where
@@ -31,14 +31,14 @@ def resume_command(folder: Path) -> str:
 
 
 def quoted(value: str) -> str:
-    """`value` as it must stand on Hydra's command line."""
+    """`value`, quoted for Hydra's command line."""
     if re.fullmatch(r"[A-Za-z0-9_./-]*/[A-Za-z0-9_./-]*", value):  # without a slash, 1e3 would be a number
         return value
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (r"\'" if found[2] else ""), value) + "'"
 
 
 def find_resume_checkpoint(resume: object) -> Path:
-    """The checkpoint to resume from: the file itself, or a run folder's ``last.ckpt``."""
+    """The checkpoint to resume from: a file, or the ``last.ckpt`` of a run folder."""
     if not str(resume).strip():
         raise UsageError("resume= is empty: give a run's folder, or a .ckpt file in its checkpoints")
     where = Path(str(resume))
@@ -52,16 +52,14 @@ def find_resume_checkpoint(resume: object) -> Path:
         raise UsageError(f"there is no run at resume={where}: give a run's folder, or a .ckpt file in its checkpoints")
     last = where / "checkpoints/last.ckpt"
     if not last.is_file():
-        raise UsageError(
-            f"resume={where}: there is no checkpoints/last.ckpt in it, so there is nothing to go on from: start anew"
-        )
+        raise UsageError(f"resume={where}: it has no checkpoints/last.ckpt to resume from, start a new run")
     return last
 
 
 def find_checkpoint(where: str | Path | None = None) -> Path:
-    """The checkpoint file meant by `where`: a file, a run folder, or None for the newest run here.
+    """The checkpoint that `where` names: a file, a run folder, or None for the newest run below the current folder.
 
-    Of a run, ``best.ckpt`` goes before ``last.ckpt``. Raises UsageError when there is none.
+    In a run folder, ``best.ckpt`` is preferred to ``last.ckpt``. Raises UsageError if there is none.
     """
     if where is not None:
         path = Path(where)

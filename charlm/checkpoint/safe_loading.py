@@ -1,4 +1,4 @@
-"""Read a checkpoint file from anybody without running code from it or taking more memory than it is long."""
+"""Read a checkpoint file of unknown origin without running its code or using more memory than its size."""
 
 from __future__ import annotations
 
@@ -15,59 +15,57 @@ import torch
 from charlm.checkpoint.format import KEY
 from charlm.errors import UsageError
 
-ALLOWED_GLOBALS = {  # what PyTorch 2.6 to 2.13 calls to read the tensors and dicts of a checkpoint
-    "collections Counter",  # of a schedule that falls in steps
+ALLOWED_GLOBALS = {  # what PyTorch 2.6 to 2.13 calls to load the tensors and dicts of a checkpoint
+    "collections Counter",  # in MultiStepLR
     "collections OrderedDict",
     "torch Size",
     "torch._utils _rebuild_parameter",
     "torch._utils _rebuild_tensor_v2",
 }
 
-MOST_VALUES, MOST_DEPTH = 100_000, 32  # of a config
+MOST_VALUES, MOST_DEPTH = 100_000, 32  # in a config
 
 
 def read_safely(path: Path) -> dict[str, Any]:
-    """What a checkpoint file of PyTorch holds: plain values and tensors, whoever wrote it.
+    """The content of a PyTorch checkpoint file: plain values and tensors.
 
-    No pickled code runs, and no more memory is taken than the file is long. Raises UsageError when it is missing,
-    damaged or something else.
+    No pickled code runs, and no more memory is used than the size of the file. Raises UsageError if the file is
+    missing, damaged or something else.
     """
     if not path.is_file():
         raise UsageError(f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py")
     try:
         with path.open("rb") as file:
-            if file.read(4) != b"PK\3\4":  # PyTorch would read it as something else, where a zip only looks at the end
+            if file.read(4) != b"PK\3\4":  # PyTorch checks the start of a file, zipfile only its end
                 raise ValueError
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             pickle = pickle_name([entry.filename for entry in entries])
-            # As PyTorch writes it: nothing compressed, so nothing is larger in memory than on the disk.
+            # PyTorch does not compress, so nothing may be larger in memory than on disk.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise ValueError
-            damaged = archive.testzip()  # PyTorch does not look at the check sums
+            damaged = archive.testzip()  # PyTorch does not verify checksums
             if damaged is None:
                 check_pickle(archive.read(pickle))
         if damaged is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a damaged file may warn on its way to the error below
+                warnings.simplefilter("ignore")  # a damaged file may also cause warnings
                 content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged zip or pickle can raise anything
-        raise UsageError(
-            f"{path} is not a checkpoint that can be opened safely: it is cut short, damaged, or something else"
-        ) from None
+        raise UsageError(f"{path} cannot be opened safely: it is truncated, damaged, or not a checkpoint") from None
     if damaged is not None:
-        raise UsageError(f"{path} is damaged: the check sum of its entry {damaged!r} is wrong")
+        raise UsageError(f"{path} is damaged: the checksum of its entry {damaged!r} is wrong")
     if not isinstance(content, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     return content
 
 
 def pickle_name(names: list[str]) -> str:
-    """Which entry is the pickle that PyTorch will read.
+    """The name of the pickle that PyTorch will read.
 
-    Raises ValueError for names that PyTorch, which takes large and small letters for the same, could mix up.
+    Raises ValueError for names that differ only in case, which PyTorch ignores.
     """
     (folder,) = {name.partition("/")[0] for name in names}
     (pickle,) = [name for name in names if name.lower().endswith(".pkl")]
@@ -77,9 +75,9 @@ def pickle_name(names: list[str]) -> str:
 
 
 def check_pickle(data: bytes) -> None:
-    """Raise ValueError for a pickle that would call anything but what makes tensors and ordered dicts.
+    """Raise ValueError for a pickle that calls anything else than what makes tensors and ordered dicts.
 
-    ``weights_only=True`` alone lets more through, such as a bytearray of any size.
+    ``weights_only=True`` alone allows more, such as a bytearray of any size.
     """
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name == "GLOBAL":
@@ -90,10 +88,10 @@ def check_pickle(data: bytes) -> None:
 
 
 def is_plain(value: object) -> bool:
-    """Whether `value` is made of nothing but dicts with text keys, lists, text, numbers, truth values and None.
+    """Whether `value` consists of dicts with text keys, lists, text, numbers, booleans and None only.
 
-    And not of more than a config can be: a list that holds another ten times, which holds another ten times … takes
-    few bytes in a file and no end of time to go through.
+    Also False for more values than a config can have: a list that contains another one ten times, and so on, takes few
+    bytes in a file but forever to traverse.
     """
     waiting: list[tuple[Any, int]] = [(value, 0)]
     for _ in range(MOST_VALUES):
@@ -117,10 +115,10 @@ def is_plain(value: object) -> bool:
 
 
 def check_weights(weights: Mapping[str, Any], size: int) -> None:
-    """Raise UsageError for weights that are not what a file of `size` bytes can hold.
+    """Raise UsageError for weights that a file of `size` bytes cannot contain.
 
-    A tensor may claim any shape over a small memory (strides of 0), or none at all: such weights would ask for
-    more memory as soon as they are used. Several weights may lie in the same memory, as tied ones do.
+    A tensor may claim any shape over little memory (strides of 0) or none at all, and would need more memory as soon as
+    it is used. Weights may share memory, as tied ones do.
     """
     for name, tensor in weights.items():
         if (

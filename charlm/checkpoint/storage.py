@@ -1,4 +1,4 @@
-"""Files that are whole, whatever happens: each is either the old or the new one, on the disk and not only in memory."""
+"""Atomic, durable writes: whatever happens, a file is either the old or the new one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from charlm.errors import UsageError
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a crash, a kill or a full disk in the middle leaves the one that was there before."""
+    """Write a file atomically: a crash, a kill or a full disk leaves the previous file in place."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # what a kill left behind, or a link that leads elsewhere
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link to somewhere else
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
@@ -24,19 +24,19 @@ def replace_file(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-    with suppress(OSError):  # not every file system can do this for a folder
+    with suppress(OSError):  # not every file system can sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # without it, the new name may be lost with the power
+            os.fsync(folder)  # otherwise a power failure may lose the new name
         finally:
             os.close(folder)
 
 
 class Store:
-    """Writes a run's files, and keeps in memory what the disk will not take until it does.
+    """Writes the files of a run, and keeps in memory what cannot be written yet.
 
-    A full disk does not stop training: `warn` is told once, what could not be written is tried again with
-    every further file, and `close` raises UsageError where it never came to be.
+    A full disk does not stop training: `warn` is called once, each further write tries again, and `close` raises
+    UsageError if something is still not written.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -45,17 +45,17 @@ class Store:
         self._failing = False
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace the file `path`, now or as soon as the disk takes it."""
-        self._pending[path] = data  # what is newer takes the place of what is still waiting
+        """Replace the file `path`, now or as soon as possible."""
+        self._pending[path] = data  # newer data replaces what is still pending
         if error := self._flush():
             if not self._failing:
                 self.warn(f"{error}; training continues, and the next checkpoint tries again")
         elif self._failing:
-            self.warn("what could not be written is on the disk now")
+            self.warn("everything that could not be written before is on the disk now")
         self._failing = bool(self._pending)
 
     def _flush(self) -> str:
-        """Write what waits; returns what is in the way."""
+        """Write what is pending; returns the problem, or an empty string."""
         reason = ""
         for path, data in list(self._pending.items()):
             try:
@@ -67,6 +67,6 @@ class Store:
         return reason
 
     def close(self) -> None:
-        """Raise UsageError if something still cannot be written."""
+        """Write what is pending. Raises UsageError if that is impossible."""
         if error := self._flush():
             raise UsageError(f"{error}; free some space there and resume the run")

@@ -24,9 +24,9 @@ from charlm.text.files import SNIFF, decode, expand_glob, is_regular_file, join_
 
 def cache_dir() -> Path:
     """The user's cache folder for downloaded corpora."""
-    import pooch
+    from platformdirs import user_cache_path
 
-    return Path(pooch.os_cache("charlm"))
+    return user_cache_path("charlm")
 
 
 def _plain_name(name: str) -> str:

@@ -197,13 +197,13 @@ def test_a_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(trained: Trained, tmp_path: Path, kept: float) -> None:
     data, path = trained.file().read_bytes(), tmp_path / "short.ckpt"
     path.write_bytes(data[: int(len(data) * kept)])
-    assert "cut short" in refusal(path)
+    assert "truncated" in refusal(path)
 
 
 def test_a_file_that_lacks_its_last_byte_is_refused(trained: Trained, tmp_path: Path) -> None:
     path = tmp_path / "short.ckpt"
     path.write_bytes(trained.file().read_bytes()[:-1])
-    assert "cut short" in refusal(path)
+    assert "truncated" in refusal(path)
 
 
 @pytest.mark.parametrize("place", ["weights", "vocabulary", "start", "end"])
@@ -418,7 +418,7 @@ def test_a_weight_whose_name_is_not_text_is_refused(altered: Altered) -> None:
 @pytest.mark.parametrize("number", [0, 1, 3, "2", None])
 def test_another_format_is_refused_by_number(altered: Altered, number: object) -> None:
     message = refusal(altered(lambda content: content["charlm"].update(format=number)))
-    assert f"has checkpoint format {number!r}, but this charlm reads 2: train anew" in message
+    assert f"has checkpoint format {number!r}, but this charlm reads 2: train it again" in message
 
 
 def test_weights_of_lightning_beside_the_networks_do_not_matter(altered: Altered, trained: Trained) -> None:

@@ -151,7 +151,7 @@ def test_a_run_outlives_a_full_disk(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("cannot be written: File too large; training continues") == 1
-    assert out.count("what could not be written is on the disk now") == 1
+    assert out.count("everything that could not be written before is on the disk now") == 1
     assert differences(tmp_path / "unbroken", tmp_path / "run") == []
 
 

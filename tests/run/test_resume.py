@@ -226,7 +226,7 @@ def test_wrong_places_are_refused_and_nothing_is_made(
     assert "there is no run at resume=" in refusal(f"resume={nowhere}", capsys=capsys)
     assert not nowhere.exists()
     (tmp_path / "empty").mkdir()
-    assert "nothing to go on from" in refusal(f"resume={tmp_path}/empty", capsys=capsys)
+    assert "no checkpoints/last.ckpt to resume from" in refusal(f"resume={tmp_path}/empty", capsys=capsys)
     assert list((tmp_path / "empty").iterdir()) == []
     shutil.copy(run / "checkpoints/last.ckpt", tmp_path)
     assert "is not in a run's checkpoints folder" in refusal(f"resume={tmp_path}/last.ckpt", capsys=capsys)
