@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from charlm.training.module import CharLM
 from charlm.training.schedulers import check_interval
 
 
-def build_callbacks(sections: Mapping[str, Any], given: Collection[str]) -> dict[str, pl.Callback]:
+def build_callbacks(sections: Mapping[str, Any]) -> dict[str, pl.Callback]:
     """The callbacks that ``callbacks`` describes, by name."""
-    built = {name: instantiate(f"callbacks.{name}", section, given) for name, section in sections.items() if section}
+    built = {name: instantiate(f"callbacks.{name}", section) for name, section in sections.items() if section}
     for name, callback in built.items():
         if not isinstance(callback, pl.Callback):
             raise UsageError(f"callbacks.{name} is not a callback: it needs a _target_")
@@ -84,9 +84,8 @@ def build_model(
             f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.window}, "
             f"not {data.mode} of {data.bptt}"
         )
-    given = {override.lstrip("+~").partition("=")[0] for override in run["overrides"]}
-    optimizer = instantiate("optimizer", settings.optimizer, given)
-    scheduler = instantiate("schedule.scheduler", settings.schedule.scheduler, given)
+    optimizer = instantiate("optimizer", settings.optimizer)
+    scheduler = instantiate("schedule.scheduler", settings.schedule.scheduler)
     check_interval(scheduler, settings.schedule.interval)
     if str(settings.trainer.precision).endswith("-mixed") and optimizer.keywords.get("fused"):
         optimizer = partial(optimizer, fused=False)  # Lightning cannot clip the scaled gradients of a fused optimiser

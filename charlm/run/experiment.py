@@ -92,7 +92,7 @@ def run(settings: Settings, job: Job) -> Result:
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
     interrupt, guard = Interrupt(), DivergenceGuard()
-    observers = build_callbacks(settings.callbacks, job.given)
+    observers = build_callbacks(settings.callbacks)
     samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
     if samples is not None:
         samples.store = store
@@ -110,11 +110,12 @@ def run(settings: Settings, job: Job) -> Result:
     with claimed(folder, new=new), resumable(folder, checkpoints):
         save_config(settings, folder, job, new=new)
         started = time.perf_counter()
-        with quiet(), logging_to(trainer, settings, job.given, folder, record["sweep"]):
+        with quiet(), logging_to(trainer, settings, folder, record["sweep"]):
             with interrupt.listening():
                 fit(trainer, model, data, plan.checkpoint, observers)
             with contextlib.suppress(Exception):  # a failing report must not cost the run its summary
-                console.print(trainer.profiler.summary() or "", markup=False, end="")  # type: ignore[attr-defined]
+                profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it undeclared
+                console.print(profiler.summary() or "", markup=False, end="")
             if not history.rows:
                 raise UsageError("trainer: these limits leave no batch to train on")
             if model.first_step in (None, trainer.global_step):
@@ -196,14 +197,12 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def logging_to(
-    trainer: pl.Trainer, settings: Settings, given: set[str], folder: Path, sweep: str | None
-) -> Iterator[None]:
+def logging_to(trainer: pl.Trainer, settings: Settings, folder: Path, sweep: str | None) -> Iterator[None]:
     """Attach the logger to the trainer, and finish a W&B run afterwards so that the next job gets its own.
 
     Our own loggers are functions that take the run; any other class takes only the arguments that the user gives.
     """
-    built = instantiate("logger", settings.logger, given)
+    built = instantiate("logger", settings.logger)
     if isinstance(built, functools.partial):
         with as_usage_error("logger"):
             built = built(folder=folder, config=settings.model_dump(), sweep=sweep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Collection
 from typing import Any
@@ -10,22 +11,18 @@ import hydra.utils
 from hydra.errors import InstantiationException
 
 from charlm.data.options import DataOptions
-from charlm.errors import UsageError, as_usage_error
+from charlm.errors import OptionError, UsageError, as_usage_error
+from charlm.run.settings import Settings
 from charlm.text.corpus import Corpus
 
 
-def instantiate(name: str, node: Any, given: Collection[str] = ()) -> Any:
+def instantiate(name: str, node: Any) -> Any:
     """The object that `node`, the section `name`, describes by ``_target_`` and arguments; None for None.
 
-    `given` holds the names of the options that the user set: see `known_arguments`. Raises UsageError, naming the
-    section, if the object cannot be built.
+    Raises UsageError, naming the section, if the object cannot be built.
     """
     if node is None:
         return None
-    if not isinstance(node, dict):
-        raise UsageError(f"{name}={str(node)[:80]} must be a section with a _target_: see conf/")
-    if "_target_" in node:
-        node = known_arguments(name, node, given)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except Exception as error:
@@ -43,26 +40,49 @@ def resolve_target(name: str, target: object) -> Any:
         raise UsageError(f"{name}._target_={str(target)[:80]!r} cannot be imported: {reason}") from None
 
 
-def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """`node` without arguments that its target does not take, as when only ``optimizer._target_`` was changed.
+def with_known_arguments(settings: Settings, given: Collection[str]) -> Settings:
+    """`settings` with only such arguments as their classes take. `given` names the options that the user set.
 
-    Raises UsageError if the user set one of them.
+    Where the user changed only a ``_target_``, the other class's arguments are dropped. Any other argument that a class
+    does not take raises OptionError.
     """
+
+    def known(name: str, node: dict[str, Any] | None) -> dict[str, Any] | None:
+        return known_arguments(name, node, given) if node and "_target_" in node else node
+
+    schedule = {"scheduler": known("schedule.scheduler", settings.schedule.scheduler)}
+    return settings.model_copy(
+        update={
+            **{name: known(name, getattr(settings, name)) for name in ("model", "optimizer", "logger")},
+            "schedule": settings.schedule.model_copy(update=schedule),
+            "callbacks": {name: known(f"callbacks.{name}", node) for name, node in settings.callbacks.items()},
+        }
+    )
+
+
+def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The section `name` for `with_known_arguments`."""
     parameters = signature(resolve_target(name, node["_target_"]))
     if parameters is None:
         return node
-    unknown = [key for key in node if not key.startswith("_") and key not in parameters]
-    for key in unknown:
-        if any(option == f"{name}.{key}" or option.startswith(f"{name}.{key}.") for option in given):
-            target = str(node["_target_"]).rpartition(".")[2]
-            raise UsageError(f"{name}.{key}: {target} has no option {key}; it takes {', '.join(parameters)}")
-    return {key: value for key, value in node.items() if key not in unknown}
+    taken = [*parameters, "window"] if name == "model" else list(parameters)  # see `build_network`
+    foreign = [key for key in node if not key.startswith("_") and key not in taken]
+    for key in foreign:
+        if f"{name}._target_" not in given or any(f"{option}.".startswith(f"{name}.{key}.") for option in given):
+            close = difflib.get_close_matches(key, taken, 1)
+            raise OptionError(
+                f"{name}.{key}",
+                f"is not an option of {str(node['_target_']).rpartition('.')[2]}"
+                + (f": did you mean {name}.{close[0]}?" if close else f", which takes {', '.join(taken)}"),
+            )
+    return {key: value for key, value in node.items() if key not in foreign}
 
 
 def signature(target: Any, *, evaluate: bool = False) -> dict[str, inspect.Parameter] | None:
     """The parameters of a class or function by name, or None where it takes any.
 
-    A constructor with ``**options`` passes them on to that of the next class. `evaluate` makes annotations objects.
+    A `checked` constructor with ``**options`` passes them on to that of the next class; about another one we cannot
+    know. `evaluate` turns annotations into objects.
     """
     found: dict[str, inspect.Parameter] = {}
     classes = target.__mro__ if inspect.isclass(target) else ()
@@ -76,6 +96,8 @@ def signature(target: Any, *, evaluate: bool = False) -> dict[str, inspect.Param
         found = named | found
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return {name: parameter for name, parameter in found.items() if name != "self"}
+        if not hasattr(function, "__wrapped__"):
+            return None
     return None
 
 

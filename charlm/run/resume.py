@@ -7,7 +7,6 @@ threads, the result is bit for bit that of an uninterrupted run.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from omegaconf import OmegaConf
 
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
+from charlm.data.options import DataOptions
 from charlm.errors import UsageError
 from charlm.run.compose import Job
-from charlm.run.instantiate import build_corpus, known_arguments, resolve_target
+from charlm.run.instantiate import build_corpus, with_known_arguments
 from charlm.run.settings import Settings, check_settings
 from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
@@ -59,8 +59,9 @@ def fresh(settings: Settings, job: Job) -> Plan:
     """A new run. Raises UsageError if its folder already holds a run."""
     folder = Path(os.path.relpath(job.folder))
     check_unused(folder)
-    corpus, settings, substitution = load_corpus(settings, job)
-    settings = settings.model_copy(update={"model": known_model_arguments(settings.model, job)})
+    settings = with_known_arguments(settings, job.given)
+    corpus, data, substitution = load_corpus(settings.data, job)
+    settings = settings.model_copy(update={"data": data})
     record = {
         "model": job.model,
         "substituted": bool(substitution),
@@ -72,31 +73,22 @@ def fresh(settings: Settings, job: Job) -> Plan:
     return Plan(settings, corpus, folder, record, header, notices)
 
 
-def known_model_arguments(spec: dict[str, Any], job: Job) -> dict[str, Any]:
-    """`spec` without options of the default family that another ``_target_`` does not take."""
-    if not inspect.isclass(resolve_target("model", spec["_target_"])):
-        return spec  # `build_network` explains what it must be
-    window = {name: value for name, value in spec.items() if name == "window"}  # for every family: see `Windowed`
-    arguments = {name: value for name, value in spec.items() if name not in window}
-    return known_arguments("model", arguments, job.given) | window
-
-
-def load_corpus(settings: Settings, job: Job) -> tuple[Corpus, Settings, str]:
-    """The corpus, the settings to use, and a notice if the corpus was substituted.
+def load_corpus(options: DataOptions, job: Job) -> tuple[Corpus, DataOptions, str]:
+    """The corpus, its options, and a notice if the corpus was substituted.
 
     Only the default corpus is substituted, if it cannot be downloaded; never one that the user or an experiment names.
     """
     try:
-        return build_corpus(settings.data), settings, ""
+        return build_corpus(options), options, ""
     except Unavailable as error:
         if job.substitute is None:
             raise
-        name, substitute = settings.data.name, job.substitute()
+        substitute = job.substitute().data
         line = (
-            f"NO {name.upper()}: {error}. TRAINING ON {substitute.data.name.upper()} INSTEAD, "
+            f"NO {options.name.upper()}: {error}. TRAINING ON {substitute.name.upper()} INSTEAD, "
             f"the reference text that came with your Python."
         )
-    return build_corpus(substitute.data), substitute, line
+    return build_corpus(substitute), substitute, line
 
 
 def check_unused(folder: Path) -> None:

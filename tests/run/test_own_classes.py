@@ -46,7 +46,19 @@ def test_an_option_that_the_class_does_not_take_is_refused_if_the_user_gave_it(
 ) -> None:
     with pytest.raises(SystemExit):
         run_train(*base, "optimizer._target_=torch.optim.RAdam", "optimizer.fused=true")
-    assert "optimizer.fused: RAdam has no option fused; it takes params, lr, betas" in capsys.readouterr().err
+    assert "optimizer.fused is not an option of RAdam, which takes params, lr, betas" in capsys.readouterr().err
+
+
+def test_a_misspelt_key_of_the_users_own_yaml_is_refused_with_the_nearest(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "optimizer").mkdir()
+    yaml = "_target_: torch.optim.AdamW\n_partial_: true\nlr: 1e-3\nweight_decy: 0.1\n"
+    (tmp_path / "optimizer/mine.yaml").write_text(yaml)
+    with pytest.raises(SystemExit):
+        run_train(*base, f"hydra.searchpath=[file://{tmp_path}]", "optimizer=mine")
+    sentence = "error: optimizer.weight_decy is not an option of AdamW: did you mean optimizer.weight_decay?\n"
+    assert capsys.readouterr().err == sentence
 
 
 def test_a_callback_of_the_users_own_package_needs_no_environment_variable(base: list[str]) -> None:
