@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from charlm.cli import exit_cleanly
+from charlm.cli import exit_cleanly, quick_imports
 from charlm.errors import OptionError, UsageError
 from charlm.inference.sampling_options import SamplingOptions
 
@@ -56,8 +56,9 @@ def main() -> None:
     options = sampling_options(args)
     if args.positions is not None and (args.prompt or not args.positions):
         raise UsageError("--positions needs a text to read, such as --positions ' part of', and no --prompt")
-    from charlm.checkpoint.paths import find_checkpoint
-    from charlm.inference import language_model  # after --help: PyTorch takes a second to import
+    with quick_imports():  # after --help: PyTorch takes a second to import
+        from charlm.checkpoint.paths import find_checkpoint
+        from charlm.inference import language_model
 
     path = find_checkpoint(args.checkpoint)
     model = language_model.load(path)

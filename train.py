@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from charlm.checkpoint.paths import run_folder
-from charlm.cli import exit_cleanly, fail
+from charlm.cli import exit_cleanly, fail, quick_imports
 from charlm.errors import UsageError
 
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)  # for hydra.run.dir
@@ -22,8 +22,9 @@ def main(config: DictConfig) -> float:
 
     In a multirun a job that fails reports its error and counts as infinitely bad; the others run.
     """
-    from charlm.run.compose import job_from_hydra
-    from charlm.run.experiment import run  # PyTorch and Lightning load only when there is work to do
+    with quick_imports():  # only when there is work to do
+        from charlm.run.compose import job_from_hydra
+        from charlm.run.experiment import run
 
     try:
         return run(*job_from_hydra(config)).nats
@@ -39,7 +40,8 @@ def main(config: DictConfig) -> float:
 if __name__ == "__main__":
     with exit_cleanly():
         if {"-h", "--help"} & set(sys.argv[1:]):
-            from charlm.run.reference import print_help
+            with quick_imports():
+                from charlm.run.reference import print_help
 
             print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
             sys.exit()

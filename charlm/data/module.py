@@ -17,7 +17,7 @@ from charlm.data.splits import SPLITS, split_sizes
 from charlm.data.streams import Streams, epoch_rng, stack, stack_all
 from charlm.data.windows import Windows, window_starts
 from charlm.errors import OptionError, UsageError
-from charlm.options import Count, Seed, checked
+from charlm.options import Count, checked
 from charlm.text.encoded import EncodedText
 
 
@@ -43,8 +43,7 @@ class CharDataModule(pl.LightningDataModule):
     too short for its options.
     """
 
-    @checked
-    def __init__(self, text: EncodedText, options: DataOptions, seed: Seed) -> None:
+    def __init__(self, text: EncodedText, options: DataOptions, seed: int) -> None:
         super().__init__()
         self.text, self.options, self.seed = text, options, seed
         self.mode, self.batch_size, self.bptt = options.mode, options.batch_size, options.bptt

@@ -62,8 +62,9 @@ def with_known_arguments(settings: Settings, given: Collection[str]) -> Settings
 
 def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
     """The section `name` for `with_known_arguments`."""
-    parameters = signature(resolve_target(name, node["_target_"]))
-    if parameters is None:
+    target = resolve_target(name, node["_target_"])
+    parameters = signature(target)
+    if parameters is None or (name == "model" and not inspect.isclass(target)):  # `build_network` refuses the latter
         return node
     taken = [*parameters, "window"] if name == "model" else list(parameters)  # see `build_network`
     foreign = [key for key in node if not key.startswith("_") and key not in taken]

@@ -119,7 +119,7 @@ def test_lightnings_checkpoints_go_through_the_store(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_could_not_be_opened_again_is_refused_at_once(tmp_path: Path) -> None:
     io = StoreIO(Store(lambda text: None))
-    with pytest.raises(UsageError, match="not plain values"):
+    with pytest.raises(UsageError, match="must be plain values"):
         io.save_checkpoint({"a": Path("x")}, tmp_path / "a.ckpt")
 
 

@@ -347,7 +347,7 @@ def test_a_small_run_works(train_here: Program, run_folder: Path) -> None:
         (["--temperature=nan"], "--temperature=nan"),
         (["--temperature=inf"], "--temperature=inf"),
         (["--checkpoint=missing.ckpt"], "missing.ckpt"),
-        (["--checkpoint=text.txt"], "text.txt is not a checkpoint"),
+        (["--checkpoint=text.txt"], "text.txt cannot be opened safely"),
         (["--checkpoint=."], "--checkpoint"),
     ],
 )
