@@ -12,7 +12,6 @@ from charlm.data.options import DataOptions
 from charlm.data.splits import split_sizes
 from charlm.errors import OptionError, UsageError
 from charlm.text.corpus import Corpus
-from charlm.text.encoded import encode
 from tests.helpers import data_module
 
 LINE = "".join(chr(0x4E00 + i) for i in range(1000))  # distinct and sorted, so that an id is a position
@@ -436,12 +435,6 @@ BAD = (
 def test_a_bad_option_is_refused_by_name_and_value(field, value):
     with pytest.raises(UsageError, match=f"^{re.escape(str(OptionError(f'data.{field}', 'must be', value)))} "):
         module(**{field: value})
-
-
-@pytest.mark.parametrize("value", ["x", None, 1.5, True])
-def test_a_bad_seed_is_refused_by_name(value):
-    with pytest.raises(UsageError, match="^seed="):
-        CharDataModule(encode(corpus(LINE)), data_options(), seed=value)
 
 
 @pytest.mark.parametrize(("bptt", "jitter"), [(5, 3), (6, 3), (1, 1), (8, 4), (8, 100)])

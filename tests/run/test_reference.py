@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+import pytest
 from pydantic import Field
 
 from charlm.models.recurrent import GRU
 from charlm.options import Options, PositiveInt, checked
-from charlm.run.reference import PAGE, arguments, declared, page
+from charlm.run.reference import PAGE, arguments, declared, options_of, page
 from charlm.run.suggest import CONF, option_names
+from tests.helpers import MODELS, model_spec
 from tests.programs import environment, program
 
 ABOUT_CLASSES = {"_target_", "_partial_"}
@@ -29,6 +31,13 @@ def test_every_option_of_the_configs_is_on_the_page() -> None:
         known = name in listed or any(option.startswith(f"{name}.") for option in listed)
         about = name in groups or name.rpartition(".")[2] in ABOUT_CLASSES or name.startswith(("data.corpus", *foreign))
         assert known or about, f"{name} is declared nowhere"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_option_of_a_model_is_declared_by_its_class(model: str) -> None:
+    spec = dict(model_spec(model))
+    declared_there = {option.name.removeprefix("model.") for option in options_of(spec.pop("_target_"), "model.")}
+    assert spec.keys() <= declared_there
 
 
 def test_every_option_has_a_type_and_a_description() -> None:

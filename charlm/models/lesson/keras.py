@@ -117,6 +117,7 @@ class LSTM(_Keras):
 
     cell = LSTMCell
 
+    @checked
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
         for cell in self.cells():
