@@ -49,9 +49,10 @@ def pack(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint. `network` is in evaluation mode, on the CPU."""
+    """The content of a checkpoint. `network`, built from `model`, is in evaluation mode, on the CPU."""
 
     network: Network
+    model: dict[str, Any]
     vocab: Vocab
     normalisation: dict[str, Any]
     config: dict[str, Any]

@@ -48,7 +48,7 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
         network = rebuild(parts["model"], len(vocab), weights, path.stat().st_size, trusted)
     except UsageError as error:
         raise UsageError(f"{path} cannot be used: {error}") from None
-    return Checkpoint(network.eval(), vocab, normalisation, *(parts[name] for name in FIELDS[3:]))
+    return Checkpoint(network.eval(), parts["model"], vocab, normalisation, *(parts[name] for name in FIELDS[3:]))
 
 
 def rebuild(

@@ -111,6 +111,8 @@ def resumed(settings: Settings, job: Job) -> Plan:
     opened = load_checkpoint(path)
     if opened.run.keys() != RECORD or not isinstance(opened.run["overrides"], list):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
+    if opened.config.get("model") != opened.model:  # which could ask for more memory than the file has
+        raise UsageError(f"{path} is damaged: its config describes another model than its weights belong to")
     saved, notices = change(opened.config, settings, job.overrides, opened.run["overrides"])
     check_targets(saved.model_dump(exclude={"model"}))  # the model's is checked when it is loaded
     try:

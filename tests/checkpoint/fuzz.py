@@ -390,7 +390,7 @@ def fuzz_configs(count: int, seed: int, folder: Path) -> Counter[str]:
             status, said = run_job([f"resume={run}"], run)
             if status:
                 sentence(said)
-            end = "trained" if not status else "made ready" if "nothing to train" in said else "refused"
+            end = "trained" if not status else "made ready" if "no batch to train on" in said else "refused"
             results[f"resumed: {end}"] += 1
     return results
 

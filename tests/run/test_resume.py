@@ -412,3 +412,12 @@ def test_the_command_is_for_a_shell() -> None:
 def test_refusals_are_usage_errors() -> None:
     with pytest.raises(UsageError):
         faults.finish(["-c", "raise SystemExit(3)"], Path("/dev/null"))
+
+
+def test_a_config_that_describes_another_model_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    path = train("run", until=20) / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["charlm"]["config"]["model"]["hidden_size"] = 30_000  # more memory than the file's size warrants
+    torch.save(content, path)
+    capsys.readouterr()
+    assert "its config describes another model" in refusal(f"resume={path.parent.parent}", capsys=capsys)
