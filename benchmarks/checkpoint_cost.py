@@ -1,7 +1,7 @@
-"""How much of a run goes into writing checkpoints: python benchmarks/checkpoint_cost.py [OVERRIDE ...].
+"""How much of a run is spent on checkpoints: python benchmarks/checkpoint_cost.py [OVERRIDE ...].
 
-Trains in this process as train.py would (the default: model=gru on Nietzsche) and times every checkpoint, with
-everything that belongs to it: collecting the state, looking for broken weights, serialising, writing, fsync, renaming.
+Trains like train.py (by default model=gru on Nietzsche) and times every checkpoint from beginning to end: collecting
+the state, checking the weights, serialising, writing, fsync, renaming.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """The command line."""
+    """Train with the overrides on the command line and print the cost."""
     seconds: list[float] = []
     save = Checkpoints._save
 

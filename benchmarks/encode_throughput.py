@@ -1,7 +1,7 @@
 """How fast text becomes ids: python benchmarks/encode_throughput.py.
 
-Prints the median MB/s (of UTF-8 text) of `Vocab.build` and `Vocab.encode` on ASCII and on non-ASCII text,
-and of a Python loop over a dict for comparison.
+Prints the median throughput (MB of UTF-8 per second) of `Vocab.build` and `Vocab.encode` on ASCII and on non-ASCII
+text, and that of a Python loop over a dictionary for comparison.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from charlm.text.vocab import Vocab
 
 
 def seconds(task: Callable[[], object], repeats: int = 7) -> float:
-    """Median seconds that `task` takes."""
+    """Median time of `task` in seconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -26,12 +26,12 @@ def seconds(task: Callable[[], object], repeats: int = 7) -> float:
 
 
 def loop(text: str, table: dict[str, int]) -> list[int]:
-    """What the vectorised encoding replaces."""
+    """Encode one character at a time, as the baseline."""
     return [table[c] for c in text]
 
 
 def main() -> None:
-    """Run the table."""
+    """Measure and print the table."""
     docs = python_docs().text.encode("ascii", "ignore").decode() * 40
     print(f"{'text':12}{'MB':>8}{'build MB/s':>14}{'encode':>14}{'dict loop':>14}")
     for name, text in {"ASCII": docs, "non-ASCII": docs.replace("e", "é").replace("the", "ﬀ")}.items():

@@ -1,10 +1,10 @@
-"""What training through train.py costs over a bare PyTorch loop: python benchmarks/train_throughput.py.
+"""The overhead of train.py over a bare PyTorch loop: python benchmarks/train_throughput.py.
 
-Both run the same network, batches, optimiser and validation pass on Nietzsche, in turn, each in a fresh
-process with the same thread settings; train.py runs in a terminal of its own with progress bar, logging,
-samples and checkpoints at their defaults. Printed are medians over the repeats: characters per second while
-training, and the ratio train.py / bare, for the training steps alone and for the whole fit (with validation;
-on train.py's side with samples and checkpoint files, too). A ratio of 1 means no cost.
+Both train the same network on Nietzsche with the same batches, optimiser and validation pass. They take turns, each in
+a new process with the same thread settings. train.py runs in a pseudo-terminal with the default progress bar, logging,
+samples and checkpoints. The table shows medians over the repeats: characters per second in training, and the ratio of
+train.py to the bare loop, for the training steps alone and for the whole fit (which includes validation and, for
+train.py, samples and checkpoints). A ratio of 1 means no overhead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def bare(overrides: list[str]) -> dict[str, float]:
-    """Train with a plain loop under the config that `overrides` compose; returns what it took."""
+    """Train in a plain loop with the config composed from `overrides`. Returns speeds and the validation loss."""
     import torch
     import torch.nn.functional as F
 
@@ -43,7 +43,7 @@ def bare(overrides: list[str]) -> dict[str, float]:
     network = build_network(settings.model, len(data.vocab)).to(device)
     optimizer = instantiate("optimizer", settings.optimizer)(network.parameters())
     train, val = data.train_dataloader(), data.val_dataloader()
-    for loader in (train, val):  # as train.py does it, the text goes to the device once
+    for loader in (train, val):  # like train.py, move the text to the device once
         assert isinstance(loader, Streams)
         loader.x_BL, loader.y_BL = loader.x_BL.to(device), loader.y_BL.to(device)
     state: State | None = None
@@ -77,7 +77,7 @@ def bare(overrides: list[str]) -> dict[str, float]:
 
 
 def through_train_py(overrides: list[str]) -> dict[str, float]:
-    """The same through train.py, in a pseudo-terminal, so that the progress bar is drawn."""
+    """The same for train.py, in a pseudo-terminal so that it draws the progress bar."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}/run"]
         screen, terminal = pty.openpty()
@@ -89,7 +89,7 @@ def through_train_py(overrides: list[str]) -> dict[str, float]:
             try:
                 while chunk := os.read(screen, 65536):
                     seen += chunk
-            except OSError:  # how Linux reports that the other side has closed
+            except OSError:  # how Linux reports that the other end is closed
                 pass
         os.close(screen)
         if process.returncode:
@@ -103,13 +103,13 @@ def through_train_py(overrides: list[str]) -> dict[str, float]:
 
 
 def bare_process(overrides: list[str]) -> dict[str, float]:
-    """`bare` in a process of its own."""
+    """Run `bare` in a new process."""
     command = [sys.executable, __file__, "--bare", *overrides]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Run the table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["rnn", "gru", "lstm"])
     parser.add_argument("--bptt", nargs="+", type=int, default=[8, 64])
@@ -129,7 +129,7 @@ def main() -> None:
                 pairs.append((bare_process(overrides), through_train_py(overrides)))
                 plain, ours = pairs[-1]
                 if abs(plain["val"] - ours["val"]) > 0.02:
-                    raise SystemExit(f"the two did not train alike: {plain['val']:.4f} and {ours['val']:.4f} nats")
+                    raise SystemExit(f"the two validation losses differ: {plain['val']:.4f} and {ours['val']:.4f} nats")
             speeds = [statistics.median(pair[side]["speed"] for pair in pairs) for side in (0, 1)]
             ratios = [statistics.median(ours[k] / plain[k] for plain, ours in pairs) for k in ("speed", "fit")]
             print(f"{model:6}{bptt:5}{speeds[0]:14,.0f}{speeds[1]:12,.0f}{ratios[0]:9.3f}{ratios[1]:11.3f}", flush=True)

@@ -1,4 +1,4 @@
-"""Fixtures that every test has."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAST = {"data", "inference", "models", "text"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the quick folders as fast."""
+    """Mark the tests in the quick folders as fast."""
     for item in items:
         if item.path.parent.name in FAST and not item.get_closest_marker("slow"):
             item.add_marker("fast")
@@ -31,12 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def in_repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # train.py sets it; so it is taken back after each test
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # train.py sets it; monkeypatch restores it after each test
 
 
 @pytest.fixture
 def text() -> str:
-    """Two thousand characters of made-up words: learnable, and nobody's."""
+    """Two thousand characters of invented words: learnable, and free of copyright."""
     rng = random.Random(0)
     words = ["".join(rng.choice("abcdefgh") for _ in range(rng.randint(1, 6))) for _ in range(20)]
     return " ".join(rng.choice(words) for _ in range(500))[:2000]

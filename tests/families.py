@@ -1,4 +1,4 @@
-"""Small network families whose parameters and buffers are unlike those of charlm's own; and one that cannot be kept."""
+"""Small networks with parameters and buffers that charlm's own do not have, and some that cannot be saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from charlm.models.recurrent import GRU
 
 
 class Tied(GRU):
-    """One weight to look characters up and to predict them."""
+    """The embedding and the head share one weight."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -22,7 +22,7 @@ class Tied(GRU):
 
 
 class ReassignedBias(GRU):
-    """A bias that is given another start."""
+    """The bias of the head is replaced by one with other initial values."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -30,7 +30,7 @@ class ReassignedBias(GRU):
 
 
 class WeightNorm(GRU):
-    """A weight that is computed from its size and its direction."""
+    """The weight of the head is computed from its norm and its direction."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -38,7 +38,7 @@ class WeightNorm(GRU):
 
 
 class WeightDrop(GRU):
-    """Recurrent weights that are dropped anew each time, made from others that are trained (AWD-LSTM)."""
+    """DropConnect on the recurrent weights (AWD-LSTM): they are recomputed from trained raw weights in every pass."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -55,14 +55,14 @@ class WeightDrop(GRU):
 
 
 class LeakyWeightDrop(WeightDrop):
-    """Cannot be opened again: in evaluation `F.dropout` returns the parameter itself, which gets a second name."""
+    """Cannot be opened again: in evaluation, `F.dropout` returns the parameter itself, which then has two names."""
 
     def dropped(self, raw: Tensor) -> Tensor:
         return F.dropout(raw, 0.3, self.training)
 
 
 class BooleanBuffer(GRU):
-    """Units that are switched off for good."""
+    """Some units are permanently off."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -74,7 +74,7 @@ class BooleanBuffer(GRU):
 
 
 class MixedTypes(GRU):
-    """A head in double precision, and a count beside it."""
+    """A head in double precision, and an integer buffer."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -88,7 +88,7 @@ class ToDouble(nn.Module):
 
 
 class NonPersistentBuffer(GRU):
-    """A scale that is made with the network and not kept in its file."""
+    """A buffer that is created with the network and not saved."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -100,7 +100,7 @@ class NonPersistentBuffer(GRU):
 
 
 class Transposed(GRU):
-    """A weight that does not lie in memory row by row."""
+    """A weight that is not contiguous in memory."""
 
     def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__(vocab_size, **options)
@@ -108,7 +108,7 @@ class Transposed(GRU):
 
 
 class Another(GRU):
-    """Cannot be opened again: its buffer has another shape each time that it is made."""
+    """Cannot be opened again: its buffer has another shape in each instance."""
 
     sizes = itertools.count(1)
 
@@ -118,7 +118,7 @@ class Another(GRU):
 
 
 class Keeper(GRU):
-    """Cannot be opened again: it keeps what is no tensor."""
+    """Cannot be opened again: its extra state is not a tensor."""
 
     def get_extra_state(self) -> Any:
         return {"when": range(3)}
@@ -128,4 +128,4 @@ class Keeper(GRU):
 
 
 class NotANetwork(nn.Module):
-    """Does not keep the contract."""
+    """Violates the contract."""

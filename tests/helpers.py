@@ -1,4 +1,4 @@
-"""Shared by all tests: a small data module, a quiet Trainer, and one way to run train.py in this process."""
+"""Helpers for all tests: a small data module, a quiet Trainer, and train.py in this process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 
 @functools.cache
 def model_spec(name: str) -> dict[str, Any]:
-    """What conf/model/NAME.yaml says."""
+    """The composed config of conf/model/NAME.yaml."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return OmegaConf.to_container(compose("train", [f"model={name}"]).model, resolve=True)
 
@@ -55,7 +55,7 @@ MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 
 
 def run_train(*overrides: str) -> float | None:
-    """`python train.py *overrides` in this process; returns the job's value. Raises SystemExit as it would."""
+    """Run `python train.py *overrides` in this process. Returns the loss of the last job. May raise SystemExit."""
     from charlm.run import experiment
 
     values: list[float] = []
@@ -81,19 +81,19 @@ SMALL = ("logger=none", "model.embedding_size=8", "model.hidden_size=16", "train
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The protobuf records of an offline W&B file: a 7-byte header, then LevelDB log blocks of 32 KiB."""
+    """The protobuf records in an offline W&B file, which is a 7-byte header and LevelDB log blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, parts = path.read_bytes(), 7, b""
     assert data.startswith(b":W&B")
     while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # no record header fits into the end of a block
+        if 32768 - at % 32768 < 7:  # the rest of a block is too short for a record header
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # full, or the last part
+        if kind in (1, 4):  # a full record, or the last part of one
             record = Record()
             record.ParseFromString(parts)
             yield record

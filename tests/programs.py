@@ -1,4 +1,4 @@
-"""Run the programs as a user does, and look at how they end."""
+"""Run the programs as a user does, and check how they end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.helpers import ROOT
 
-NOWHERE = "http://127.0.0.1:9"  # nothing listens there: no test reaches the network
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there, so no test reaches the network
 PROXIES = {name: NOWHERE for proxy in ("http_proxy", "https_proxy", "all_proxy") for name in (proxy, proxy.upper())}
 
 
@@ -23,7 +23,7 @@ class Outcome:
     err: str
 
     def is_refusal(self, *named: str, sentences: bool = True) -> bool:
-        """Assert a clean refusal that names all of `named`; in one line, unless Hydra wrote the message."""
+        """Assert a clean refusal that names all of `named`, on one line unless the message is Hydra's."""
         assert "Traceback" not in self.out + self.err, self
         assert self.status == 2, self
         assert self.err.startswith("error: "), self
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    """No network, no debugging, no cache of an earlier day."""
+    """An environment without network, debugging or existing cache."""
     kept = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "NO_PROXY", "no_proxy")}
     return {**kept, **PROXIES, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
@@ -54,11 +54,8 @@ def program(script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str])
 
 
 def nothing_was_trained(run_folder: Path) -> bool:
-    """At most Hydra's own record of the configuration is there."""
+    """Whether the folder holds at most Hydra's record of the config."""
     return all(name.startswith(".hydra") for name in contents(run_folder))
-
-
-# The real programs.
 
 
 def contents(folder: Path) -> dict[str, bytes]:

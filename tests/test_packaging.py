@@ -1,4 +1,4 @@
-"""What gets installed: bounded versions, each with a reason where it is not plain, and a lock that fits them."""
+"""Dependencies: bounded versions with reasons, and a lock file that satisfies them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_withdrawn_releases_of_lightning_are_excluded() -> None:
 
 
 def test_every_dependency_has_a_reason() -> None:
-    """Beside it or in the line above; the packages that the project is about speak for themselves."""
+    """On the same line or in a comment on the line above."""
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     start = lines.index("dependencies = [") + 1
     end = lines.index("]", start)
@@ -53,7 +53,7 @@ def test_the_lock_holds_what_is_declared_at_versions_that_fit() -> None:
 
 
 def test_the_lock_is_complete_and_every_file_has_a_checksum() -> None:
-    """Whatever charlm needs here, directly or not, is in it, but for PyTorch and what comes with it."""
+    """It lists all direct and indirect dependencies except PyTorch and its own."""
     names = {canonicalize_name(r.name) for r in LOCKED}
     assert not any(WITH_TORCH.match(name) for name in names)
     waiting, seen = [(r.name, r.extras) for r in DECLARED], set()
@@ -66,7 +66,7 @@ def test_the_lock_is_complete_and_every_file_has_a_checksum() -> None:
         try:
             needed = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
-            continue  # an extra that is not installed here
+            continue  # belongs to an extra that is not installed
         for requirement in map(Requirement, needed):
             if any(requirement.marker is None or requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
                 waiting.append((requirement.name, tuple(requirement.extras)))

@@ -1,4 +1,4 @@
-"""The README's commands run as they stand, only on less data."""
+"""The README's commands run as written, only on less data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
         run_train(*arguments, f"data.paths=[{text_file},{text_file}]", *SMALL[:1], *FEWER, f"hydra.run.dir={tmp_path}")
         return
     where = [f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep"]
-    # The user's own text stands in for the corpora, which may not be there.
+    # The user's own text replaces the corpora, which may not be available.
     corpus = ["~data.corpus", f"+data.corpus={{_target_: charlm.text.sources.read, path: {text_file}}}"]
     data = [f"data.path={text_file}"] if "data=text" in arguments else corpus
     data += ["++data.val=200"]

@@ -1,1 +1,1 @@
-"""The lesson's systems side by side with the lesson's own figures: python -m benchmarks.lesson"""
+"""Train the lesson's systems and compare them with its figures: python -m benchmarks.lesson."""

@@ -1,7 +1,7 @@
-"""Run the lesson's ladder and compare it with the lesson: python -m benchmarks.lesson
+"""Train every row of the lesson's ladder and compare it with the lesson: python -m benchmarks.lesson.
 
-A row whose folder holds a finished run of the same command is not run again. The table is written anew
-after every row.
+A row is not trained again if its folder holds a finished run of the same command. The table is rewritten after every
+row.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ ORACLE_ROW = "21"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command-line options."""
     p = argparse.ArgumentParser(
         prog="python -m benchmarks.lesson",
         description="Train every system of the lesson and compare it with the lesson.",
     )
-    p.add_argument("--rows", help="only these, for example 12,14 (default: all)")
-    p.add_argument("--long", action="store_true", help="with the 63 epochs of row 16, which take hours on a CPU")
+    p.add_argument("--rows", help="train only these rows, such as 12,14 (default: all)")
+    p.add_argument("--long", action="store_true", help="include the 63 epochs of row 16, which take hours on a CPU")
     p.add_argument("--folder", type=Path, default=Path("runs/ladder"), help="where the runs go (default: %(default)s)")
     p.add_argument(
-        "--output", type=Path, help="the table (default: docs/ladder.md, or FOLDER/ladder.md when there are overrides)"
+        "--output", type=Path, help="where the table goes (default: docs/ladder.md, or FOLDER/ladder.md with overrides)"
     )
-    p.add_argument("overrides", nargs="*", help="Hydra overrides for every row, for example trainer.max_epochs=1")
+    p.add_argument("overrides", nargs="*", help="Hydra overrides for every row, such as trainer.max_epochs=1")
     return p
 
 
 def main() -> None:
-    """Run what is missing, write the table."""
+    """Train the rows that have no finished run, and write the table."""
     args = parser().parse_args()
     asked = numbers(args.rows)
     entries = chosen(asked, args.long)
     if not (ROOT / "train.py").is_file():
         raise UsageError(
-            f"there is no train.py in {ROOT}: run the ladder from a clone, installed with pip install -e ."
+            f"there is no train.py in {ROOT}: run the ladder from a clone that is installed with pip install -e ."
         )
     output = args.output or (args.folder / "ladder.md" if args.overrides else ROOT / "docs/ladder.md")
     for override in args.overrides:
@@ -69,7 +69,7 @@ def main() -> None:
         lock.acquire(blocking=False)
     except Timeout:
         raise UsageError(f"another ladder is running in {args.folder}: wait for it, or choose --folder") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as after Ctrl-C: with the row that is running
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, end the row that is running, too
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console()
     )
@@ -79,7 +79,7 @@ def main() -> None:
             found = find_run(entry, args.folder, args.overrides)
             run = found or train(entry, args.folder, args.overrides, bar)
             results[entry.row] = measure(entry, run, args.overrides)
-            how = f" (as found in {found})" if found else ""
+            how = f" (found in {found})" if found else ""
             bar.console.print(f"row {entry.row}: {entry.system}{how}", markup=False, highlight=False)
             bar.advance(rows)
             write(output, record, results)
@@ -88,11 +88,11 @@ def main() -> None:
             bar.console.print(f"row {ORACLE_ROW}: gradients derived by hand", highlight=False)
             bar.advance(rows)
             write(output, record, results)
-    print(f"the table is in {output}")
+    print(f"the table was written to {output}")
 
 
 def numbers(rows: str | None) -> set[str]:
-    """The row numbers in "12,14"; all without it. Raises UsageError for rows that are not there."""
+    """The row numbers in a list such as "12,14"; None means all. Raises UsageError for a row that does not exist."""
     known = {entry.row.split(",")[0] for entry in LADDER} | {ORACLE_ROW}
     asked = known if rows is None else {row.strip() for row in rows.split(",")}
     for row in sorted(asked - known):
@@ -101,13 +101,13 @@ def numbers(rows: str | None) -> set[str]:
 
 
 def chosen(asked: set[str], long: bool) -> list[Entry]:
-    """The entries of the rows `asked`; the long run, which holds a shorter one, goes first."""
+    """The entries of the rows in `asked`. The long run comes first, because the shorter row 16 is read from it."""
     wanted = [entry for entry in LADDER if entry.row.split(",")[0] in asked and (long or not entry.long)]
     return sorted(wanted, key=lambda entry: not entry.long)
 
 
 def recorded(record: Path) -> dict[str, Any]:
-    """The results so far."""
+    """The results recorded so far, by row."""
     if not record.is_file():
         return {}
     known = {entry.row for entry in LADDER} | {ORACLE_ROW}
@@ -122,7 +122,7 @@ def recorded(record: Path) -> dict[str, Any]:
 
 
 def write(output: Path, record: Path, results: dict[str, Any]) -> None:
-    """The table, and the figures it is made of; an interrupt leaves the old ones whole."""
+    """Write the table and the results it is made from. An interrupt leaves the old files intact."""
     for path, text in ((record, json.dumps(results, indent=1, ensure_ascii=False) + "\n"), (output, render(results))):
         half = path.with_name(f".{path.name}.tmp")
         half.write_text(text, encoding="utf-8")

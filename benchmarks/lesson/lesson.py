@@ -1,24 +1,24 @@
-"""The lesson's ladder: its systems, the recipe of each, and the figures the lesson prints.
+"""The lesson's ladder: its systems, the experiment that trains each, and the figures that the lesson prints.
 
-Losses are in nats per character and epoch by epoch, unless `unit` says otherwise. fast.ai's training
-figures (row 2) are running means over some fifty steps at the epoch's end; Keras's are means over the epoch.
+Losses are in nats per character, one per epoch, unless `unit` says otherwise. fast.ai's training figures (row 2) are
+running means over some fifty steps at the end of the epoch; Keras's are means over the epoch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-STEPS = "last steps"  # Entry.split: the mean over the steps since the last log, from csv/metrics.csv
+STEPS = "last steps"  # for Entry.split: the mean over the steps since the last log, from csv/metrics.csv
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table.
+    """One row of the table.
 
-    `split` says which of our figures stands beside the lesson's: "val", "train", or `STEPS`. `figures` are
-    the lesson's; `lesson` words them where they are not a list of numbers. `comparable` says whether the
-    last of them, or `target`, has to be reached. `next`, `positions` and `greedy` are prompts with the
-    lesson's answers to `get_next`, `get_nexts` and `get_next_n`.
+    `split` is the loss of ours that is compared with the lesson's: "val", "train" or `STEPS`. `figures` are the
+    lesson's; `lesson` describes them in words if they are not a list of numbers. `comparable` says whether we should
+    reach the last of them, or `target`. `next`, `positions` and `greedy` are prompts with the lesson's answers from
+    `get_next`, `get_nexts` and `get_next_n`.
     """
 
     row: str
@@ -33,16 +33,16 @@ class Entry:
     leaky: bool = False
     unit: str = "nats/char"
     scale: float = 1.0  # from nats per character to `unit`
-    factor: float = 1.0  # of our figures, where the lesson divides by something else than the number of windows
-    every: int = 1  # show every so many of a long list of figures
-    epochs: int | None = None  # take only so many of a longer run, with `checkpoint` for its weights
+    factor: float = 1.0  # for our figures, if the lesson does not divide by the number of windows
+    every: int = 1  # show only every n-th of a long list of figures
+    epochs: int | None = None  # read only the first epochs of a longer run, and the weights from `checkpoint`
     checkpoint: str = "best.ckpt"
     long: bool = False
     next: dict[str, str] = field(default_factory=dict)
     positions: dict[str, str] = field(default_factory=dict)
     greedy: dict[str, str] = field(default_factory=dict)
-    by_position: int = 0  # the loss at each place of windows of this length
-    writes: bool = False  # count closed quotes and sections in what it writes
+    by_position: int = 0  # measure the loss at each position of windows of this length
+    writes: bool = False  # count quotes and sections in a sample
     remark: str = ""
 
     @property
@@ -76,7 +76,7 @@ LADDER = (
         STEPS,
         figures=(2.093, 1.841),
         next={"y. ": "T", "ppl": "e", " th": "e", "and": " "},
-        remark="both are means over the epoch's last steps (the lesson's smoothed loss)",
+        remark="both are means over the last steps of each epoch (the lesson's smoothed loss)",
     ),
     Entry(
         "3",
@@ -130,7 +130,7 @@ LADDER = (
         comparable=False,
         positions={" this is": "thet sn ", " part of": "tort of "},
         by_position=8,
-        remark="one embedding; the lesson has one for each place, trained by row 3 before",
+        remark="one embedding; the lesson has one for each position, already trained in row 3",
     ),
     Entry(
         "10",
@@ -189,7 +189,7 @@ LADDER = (
         epochs=15,
         checkpoint="cycle-4.ckpt",
         next={"for thos": "e"},
-        remark="the lesson went on from row 15's weights, this run starts afresh",
+        remark="the lesson continued from the weights of row 15, this run starts from new weights",
     ),
     Entry(
         "16, long",
@@ -201,7 +201,7 @@ LADDER = (
         target=1.2524,
         every=7,
         long=True,
-        remark="the lesson went on from the weights of rows 15 and 16, this run starts afresh",
+        remark="the lesson continued from the weights of rows 15 and 16, this run starts from new weights",
     ),
     Entry(
         "17",
@@ -210,8 +210,8 @@ LADDER = (
         "train",
         lesson="≈ 1.69 after 12 epochs",
         target=1.69,
-        remark="better because our streams go on without a gap: with the lesson's batches row b goes on 512 characters "
-        "further; sigmoid gates as in Keras 3 (Keras 1: hard sigmoid)",
+        remark="better because our streams have no gaps, while each row of the lesson's batches jumps 512 characters "
+        "ahead from batch to batch; sigmoid gates as in Keras 3 (Keras 1: hard sigmoid)",
     ),
     Entry(
         "18",
@@ -254,7 +254,7 @@ LADDER = (
         unit="nats/25 chars + penalty",
         scale=25.0,
         factor=39 / 40,
-        remark="another text: the lesson's is The Four Million with 98 symbols; as in the lesson, "
-        "the sum over a pass's 39 windows is divided by 40",
+        remark="another text: the lesson uses The Four Million, with 98 symbols; as in the lesson, "
+        "the sum over the 39 windows of a pass is divided by 40",
     ),
 )

@@ -1,4 +1,4 @@
-"""What the table says about a row, from its run."""
+"""Everything that the table shows about a row, measured from its run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORACLE = "tests.models.oracle"
 
 
 def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
-    """All that the table says about an entry, from its run."""
+    """The results of an entry, from its run."""
     summary = json.loads((run / "summary.json").read_text())
     rows = read_csv(run / "metrics.csv")[: entry.epochs]
     if any(not row[f"{entry.compared}_nats"] for row in rows):
@@ -32,7 +32,7 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
     for prompt, theirs in entry.greedy.items():
         answers.append([prompt, theirs, model.generate(prompt, len(theirs), greedy=True)])
     return {
-        "command": " ".join(["python train.py", *command(entry, overrides)[:-1]]),  # the logger changes nothing
+        "command": " ".join(["python train.py", *command(entry, overrides)[:-1]]),  # the logger changes no figure
         "taken_from": "" if said(run) == command(entry, overrides) else " ".join((said(run) or [])[:-1]),
         "parameters": summary["parameters"],
         "ours": figures(entry, run, rows),
@@ -45,10 +45,10 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def figures(entry: Entry, run: Path, rows: list[dict[str, str]]) -> list[float]:
-    """Our figures beside the lesson's, in the entry's unit."""
+    """Our figures to compare with the lesson's, in the entry's unit."""
     steps = read_csv(run / "csv/metrics.csv")
     logged = [float(row["train/nats_step"]) for row in steps if row.get("train/nats_step")]
-    if entry.split == STEPS and len(logged) >= len(rows):  # else overrides have made epochs too short to log
+    if entry.split == STEPS and len(logged) >= len(rows):  # otherwise, overrides made the epochs too short to log
         per_epoch = len(logged) // len(rows)
         picked = logged if len(rows) == 1 else logged[per_epoch - 1 :: per_epoch]
         return [value * entry.scale for value in picked]
@@ -58,7 +58,7 @@ def figures(entry: Entry, run: Path, rows: list[dict[str, str]]) -> list[float]:
 
 
 def text_of(model: charlm.LanguageModel) -> str:
-    """The text that a run of ours was trained on."""
+    """The text that `model` was trained on."""
     from charlm.data.options import DataOptions
     from charlm.run.instantiate import build_corpus
 
@@ -66,7 +66,7 @@ def text_of(model: charlm.LanguageModel) -> str:
 
 
 def writing(model: charlm.LanguageModel) -> str:
-    """How a sample of 10,000 characters deals with quotes and numbered sections."""
+    """Quotes and numbered sections in a sample of 10,000 characters."""
     text = model.generate("", 10_000, temperature=0.8, seed=1)
     opened, closed = len(re.findall(r'(?<!\S)"\S', text)), len(re.findall(r'\S"(?!\w)', text))
     sections = len(re.findall(r"\n\d+\.? ", text))
@@ -82,7 +82,7 @@ def oracle() -> dict[str, Any]:
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", ORACLE], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise UsageError(f"row 21: {ORACLE} failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        raise UsageError(f"row 21: {ORACLE} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return {
         "command": f"python -m {ORACLE}",
         "difference": json.loads(done.stdout),

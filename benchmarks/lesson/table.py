@@ -1,4 +1,4 @@
-"""The ladder's results as a page of Markdown."""
+"""The ladder's results as a Markdown page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ TOLERANCE = 0.03  # nats per character
 
 HEAD = """# The ladder
 
-Every system of the lesson, trained by this program on Nietzsche, beside the figures that the lesson prints.
-Written by `python -m benchmarks.lesson`, which trains what has no finished run in `runs/ladder/` yet.
+Every system of the lesson, trained with this framework on Nietzsche, next to the figures that the lesson prints.
+Written by `python -m benchmarks.lesson`, which trains every row that has no finished run in `runs/ladder/` yet.
 
-Losses are means per character in nats, one figure an epoch, unless the row says otherwise. "val" and "train" say which
-loss is compared: training losses are compared with training losses only. The difference is ours minus the lesson's last
-figure, so a negative one is better; the aim is at most +0.03. Leaky: validation windows, drawn at random, overlap
-training windows, which flatters both figures. Answers are those of `get_next` (the likeliest next character), of
-`get_nexts` (one after every character of the prompt) or of `get_next_n` (a greedy continuation); ␣ is a space.
+Losses are means per character in nats, one per epoch, unless the row says otherwise. "val" and "train" say which loss
+is compared: training losses are compared with training losses only. The difference is ours minus the lesson's last
+figure, so negative is better; the aim is at most +0.03. "Leaky" means that random validation windows overlap training
+windows, which flatters both figures. Answers are those of `get_next` (the most likely next character), `get_nexts` (one
+after every character of the prompt) or `get_next_n` (a greedy continuation); ␣ is a space.
 
 """
 
@@ -27,7 +27,7 @@ COLUMNS += ["prompt → the lesson's answer / ours", "remarks"]
 
 
 def render(results: dict[str, Any]) -> str:
-    """The page; rows that were not run yet say so."""
+    """The whole page. Rows without a result say that they have not been run."""
     lines = [HEAD + line(COLUMNS), line(["---"] * len(COLUMNS))]
     for entry in LADDER:
         lines.append(line(cells(entry, results.get(entry.row))))
@@ -47,14 +47,14 @@ def visible(text: str) -> str:
 
 
 def numbers(values: tuple[float, ...] | list[float], every: int, digits: int = 3) -> str:
-    """The first and every `every`-th of the figures."""
+    """The first, every `every`-th and the last of the figures."""
     chosen = sorted({0, *range(every - 1, len(values), every), len(values) - 1})
     shown = [values[i] for i in chosen]
     return ", ".join(f"{value:.{digits}f}" for value in shown)
 
 
 def cells(entry: Entry, result: dict[str, Any] | None) -> list[str]:
-    """One line of the table."""
+    """One row of the table."""
     split = entry.compared
     unit = "" if entry.unit == "nats/char" else f" ({entry.unit})"
     lesson = f"{split} {numbers(entry.figures, entry.every)}{unit}" if entry.figures else entry.lesson
@@ -78,24 +78,24 @@ def cells(entry: Entry, result: dict[str, Any] | None) -> list[str]:
 
 
 def difference(entry: Entry, ours: list[float]) -> str:
-    """Ours minus the lesson's last figure, per character."""
+    """Our last figure minus the lesson's, per character."""
     if entry.last is None or not entry.comparable:
         return "–"
-    value = round((ours[-1] - entry.last) / entry.scale, 3) + 0.0  # no minus zero
+    value = round((ours[-1] - entry.last) / entry.scale, 3) + 0.0  # avoids -0.000
     return f"{value:+.3f}" if value <= TOLERANCE else f"**{value:+.3f}**"
 
 
 def remarks(entry: Entry, result: dict[str, Any]) -> list[str]:
-    """Why figures differ, and what else was measured."""
+    """Why the figures differ, and what else was measured."""
     places = result["by_position"]
-    by_position = f"ours at places 1 to {len(places)} of a window: {numbers(places, 1, 2)}" if places else ""
-    longer = f"the beginning of the longer run `{result['taken_from']}`" if result["taken_from"] else ""
+    by_position = f"ours at positions 1 to {len(places)} of a window: {numbers(places, 1, 2)}" if places else ""
+    longer = f"the first epochs of the longer run `{result['taken_from']}`" if result["taken_from"] else ""
     thinned = f"the first, every {entry.every}th and the last figure are shown" if entry.every > 1 else ""
     return [entry.remark, longer, thinned, by_position, result["writes"]]
 
 
 def oracle(result: dict[str, Any] | None) -> list[str]:
-    """Row 21: gradients by hand against autograd."""
+    """Row 21: hand-derived gradients against autograd."""
     system = "RNN, GRU and LSTM in NumPy with hand-derived gradients; stride-one scan in plain Python"
     row = ["21", system, "", "", "gradients agree with autograd to 1e-6"]
     if result is None:
@@ -106,7 +106,7 @@ def oracle(result: dict[str, Any] | None) -> list[str]:
 
 
 def short(results: dict[str, Any]) -> list[str]:
-    """The README's table: last figures only."""
+    """The README's table, with last figures only."""
     lines = [line(["row", "`experiment=`", "system", "the lesson", "ours"]), line(["---"] * 5)]
     for entry in LADDER:
         result = results.get(entry.row)
@@ -120,5 +120,5 @@ def short(results: dict[str, Any]) -> list[str]:
 
 
 def last(entry: Entry, value: float) -> str:
-    """A figure per character, where that can be compared, else in the entry's unit."""
+    """A figure per character if it is comparable, otherwise in the entry's unit."""
     return f"{value / entry.scale:.3f}" if entry.comparable or entry.scale == 1 else f"{value:.1f} {entry.unit}"

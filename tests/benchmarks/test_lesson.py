@@ -1,4 +1,4 @@
-"""The ladder's table and command: rows, resuming, figures, errors."""
+"""The ladder: its experiments, command, table, figures and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from charlm.run.build import fill_in_lengths
 from charlm.run.settings import check_settings
 from tests.helpers import ROOT, summary
 
-# A made-up text in the place of Nietzsche, small networks, one epoch.
+# An artificial text instead of Nietzsche, small networks, one epoch.
 TINY = ("trainer.max_epochs=1", "trainer.limit_train_batches=4", "trainer.limit_val_batches=1")
 
 
@@ -75,7 +75,7 @@ def test_each_recipe_fits_its_line(entry: Entry) -> None:
         assert entry.scale == config.data.bptt and config.objective.reduction == "sum"
 
 
-# The lesson's settings, written down once more: batch size, window, stride (0: streams), rates by epoch.
+# The lesson's settings, independent of conf/: batch size, window, stride (0: streams), learning rate in each epoch.
 SETTINGS = {
     "keras_char3": (64, 3, 3, [1e-3] * 4),
     "char3": (512, 3, 3, [1e-2, 1e-3]),
@@ -100,7 +100,7 @@ SETTINGS = {
     "scan_relu": (1, 8, 8, [1e-2]),
     "scan_tanh": (1, 25, 25, [1e-2] * 10),
 }
-MORE = {  # what else differs from the defaults
+MORE = {  # other settings that differ from the defaults
     "stateful_lstm": {
         "optimizer.weight_decay": 1e-5,
         "model.hidden_size": 512,
@@ -174,7 +174,7 @@ def test_rows_run_once_and_the_table_keeps_what_it_has(tiny: tuple[str, ...], tm
     assert "not run yet" in page.read_text()
     assert record["5"]["machine"] == summary(loop)["machine"]
     assert "threads, torch" in page.read_text()
-    run(folder, "--rows", "5", *tiny, "seed=1")  # another command has a folder of its own
+    run(folder, "--rows", "5", *tiny, "seed=1")  # another command gets another folder
     assert (loop / "summary.json").is_file()
     assert summary(place(next(e for e in LADDER if e.row == "5"), folder, [*tiny, "seed=1"]))["seed"] == 1
 
@@ -184,7 +184,7 @@ def test_an_unfinished_row_is_run_again_and_a_finished_one_never_deleted(tiny: t
     row = place(next(e for e in LADDER if e.row == "5"), folder, list(tiny))
     (row / "checkpoints").mkdir(parents=True)
     (row / "metrics.csv").write_text("epoch\n1\n")
-    with pytest.raises(UsageError, match="holds something else"):  # not known to be ours
+    with pytest.raises(UsageError, match="holds something else"):  # nothing says that the ladder made it
         run(folder, "--rows", "5", *tiny)
     assert (row / "metrics.csv").is_file()
     (row / ".hydra").mkdir()
@@ -292,7 +292,7 @@ def test_figures_of_steps_and_penalties(tmp_path: Path) -> None:
             [*steps, {"train/nats_step": "", "train/penalty": 0.5}, {"train/nats_step": "", "train/penalty": 0.25}]
         )
     two = [{"train_nats": "2"}, {"train_nats": "1"}]
-    assert figures(entry_of(STEPS), tmp_path, two) == [3.0, 1.0]  # the last of each epoch
+    assert figures(entry_of(STEPS), tmp_path, two) == [3.0, 1.0]  # the last one of each epoch
     assert figures(entry_of(STEPS, scale=8.0), tmp_path, two[:1]) == [32.0, 24.0, 16.0, 8.0]
     assert figures(entry_of("train", scale=25.0), tmp_path, two) == [50.5, 25.25]
 
@@ -366,7 +366,7 @@ def test_a_stop_ends_the_row_and_nothing_is_left_running(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background jobs, such as this test run may be, ignore interrupts.
+        # Background jobs of a shell, as this test run may be one, ignore SIGINT.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     row = next(e for e in LADDER if e.row == "5")

@@ -1,7 +1,7 @@
-"""Hostile checkpoints and configs by the thousand: python -m tests.checkpoint.fuzz checkpoints|configs 2000 [FIRST]
+"""Thousands of hostile checkpoints or configs: python -m tests.checkpoint.fuzz checkpoints|configs 2000 [--seed SEED].
 
-Every one must be opened or refused with one sentence: no traceback, nothing executed, no hang, no memory beyond
-1 GB. Prints how many of each kind were tried, opened and refused. `tests/checkpoint/test_fuzz.py` runs it in CI.
+Each must either work or be refused with one sentence: no traceback, nothing executed, no hang, at most 1 GB of memory.
+Prints how many of each kind were opened or refused. `tests/checkpoint/test_fuzz.py` runs it in CI.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from charlm.run import experiment
 from charlm.run.compose import compose_job
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 10  # for one of them
+SECONDS = 10  # time limit for one file
 GIGABYTE = 2**30
 
 
 class Executed:
-    """Leaves a file behind when it is unpickled or called."""
+    """Creates a folder when it is unpickled, which shows that code was executed."""
 
     path = ""
 
@@ -49,7 +49,7 @@ class Executed:
         return os.mkdir, (Executed.path,)
 
 
-# Mutations of a checkpoint file: bytes in, bytes out.
+# Mutations of a checkpoint file, from bytes to bytes.
 
 
 def flip_bits(data: bytes, rng: random.Random) -> bytes:
@@ -64,14 +64,14 @@ def cut_short(data: bytes, rng: random.Random) -> bytes:
 
 
 def splice(data: bytes, rng: random.Random) -> bytes:
-    """Drop, repeat or overwrite a stretch."""
+    """Drop, repeat or overwrite a range of bytes."""
     start, length = rng.randrange(len(data)), rng.choice([1, 8, 100, 5000])
     piece = rng.choice([b"", data[start : start + length] * 2, rng.randbytes(length), b"\0" * length, b"\xff" * length])
     return data[:start] + piece + data[start + length :]
 
 
 def with_entry(data: bytes, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """The same archive with changed entries and right check sums."""
+    """The same archive with changed entries and correct checksums."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", compression) as new:
         for entry in old.infolist():
@@ -80,13 +80,13 @@ def with_entry(data: bytes, change: Callable[[str, bytes], bytes], compression: 
 
 
 def pickle_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Change the pickle itself, so that no check sum helps."""
+    """Change the pickle itself and keep the checksums correct."""
     mutate = rng.choice([flip_bits, splice, cut_short])
     return with_entry(data, lambda name, body: mutate(body, rng) if name.endswith("data.pkl") else body)
 
 
 def storage_sizes(data: bytes, rng: random.Random) -> bytes:
-    """Tensors whose bytes are fewer, more or other than the pickle says."""
+    """Give tensors fewer, more or other bytes than the pickle says."""
 
     def change(name: str, body: bytes) -> bytes:
         if "/data/" in name and rng.random() < 0.5:
@@ -97,7 +97,7 @@ def storage_sizes(data: bytes, rng: random.Random) -> bytes:
 
 
 def opcodes(data: bytes, rng: random.Random) -> bytes:
-    """A pickle of hostile opcodes in the place of the checkpoint's."""
+    """Replace the pickle by one that calls a function."""
     calls = [
         (os.system, (f"mkdir {Executed.path}",)),
         (os.mkdir, (Executed.path,)),
@@ -116,16 +116,16 @@ def opcodes(data: bytes, rng: random.Random) -> bytes:
 
 
 def zip_bomb(data: bytes, rng: random.Random) -> bytes:
-    """Nothing, and much of it, compressed."""
+    """Replace the weights by zeros that compress well."""
     blank = b"\0" * rng.choice([10**4, 10**6])
     return with_entry(data, lambda name, old: blank if "/data/" in name else old, zipfile.ZIP_DEFLATED)
 
 
-# Mutations of what a checkpoint holds: saved anew as PyTorch does it.
+# Mutations of the content of a checkpoint, which is then saved by PyTorch.
 
 
 def hostile_value(rng: random.Random, depth: int = 0) -> Any:
-    """A value that nobody expects."""
+    """A value that no code expects."""
     deep: Any = 1
     for _ in range(rng.choice([5, 50, 300])):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}
@@ -168,19 +168,19 @@ def hostile_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of everything below `value`."""
+    """The path of everything below `value`."""
     for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield (*above, key)
         yield from paths(part, (*above, key))
 
 
 def mutate(tree: Any, rng: random.Random, among: str | None = None) -> str:
-    """Change one to three places of `tree`; returns what was done."""
+    """Change `tree` in one to three places. Returns a description of the changes."""
     done = []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         places = [path for path in paths(tree) if among is None or path[0] == among]
         if not places:
-            break  # all of it was replaced
+            break  # everything was replaced
         *above, key = rng.choice(places)
         parent = tree
         for step in above:
@@ -201,7 +201,7 @@ def mutate(tree: Any, rng: random.Random, among: str | None = None) -> str:
 
 
 def hostile_tensor(weight: torch.Tensor, rng: random.Random) -> Any:
-    """Something in the place of a weight."""
+    """A value to replace a weight."""
     return rng.choice(
         [
             lambda: weight.double(),
@@ -222,7 +222,7 @@ def hostile_tensor(weight: torch.Tensor, rng: random.Random) -> Any:
 
 
 def content(data: bytes, rng: random.Random) -> bytes:
-    """Change what the checkpoint says."""
+    """Change the content of the checkpoint."""
     tree = torch.load(io.BytesIO(data), weights_only=True)
     if rng.random() < 0.4:
         name = rng.choice(list(tree["state_dict"]))
@@ -235,7 +235,7 @@ def content(data: bytes, rng: random.Random) -> bytes:
 
 
 def billions(data: bytes, rng: random.Random) -> bytes:
-    """Ask for a network of any size."""
+    """Ask for a network of absurd size."""
     tree = torch.load(io.BytesIO(data), weights_only=True)
     size = rng.choice([10**4, 10**6, 10**9, 10**12, 2**62])
     tree["charlm"]["model"][rng.choice(["hidden_size", "embedding_size", "layers", "window"])] = size
@@ -249,7 +249,7 @@ def billions(data: bytes, rng: random.Random) -> bytes:
 
 
 def laughs(data: bytes, rng: random.Random) -> bytes:
-    """A list of lists of lists, all the same: endless to go through, short in the file."""
+    """Add nested lists that share their elements: short in the file, endless to traverse (as in "billion laughs")."""
     tree = torch.load(io.BytesIO(data), weights_only=True)
     inside: Any = ["x"]
     for _ in range(rng.choice([5, 20, 31, 100])):
@@ -261,7 +261,7 @@ def laughs(data: bytes, rng: random.Random) -> bytes:
 
 
 def disguised(data: bytes, rng: random.Random) -> bytes:
-    """A zip whose hostile pickle PyTorch would find where a zip reader does not look."""
+    """Hide a hostile pickle where PyTorch would find it but a zip reader does not look."""
     hostile = pickle.dumps(type("Hostile", (), {"__reduce__": lambda self: (bytearray, (2 * 10**9,))})(), 2)
     if rng.random() < 0.5:
         return hostile + data
@@ -295,7 +295,7 @@ CHECKPOINTS = [
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Interrupt what hangs."""
+    """Raise TimeoutError in a block that takes longer."""
 
     def interrupt(number: int, frame: object) -> None:
         raise TimeoutError(f"took longer than {seconds} s")
@@ -309,18 +309,18 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def peak() -> int:
-    """The most memory this process has had so far, bytes."""
+    """The peak memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def sentence(message: str) -> None:
-    """Raise unless `message` is one that a person can read."""
+    """Raise unless `message` is readable: not empty, not long, and no traceback."""
     if not message.strip() or "Traceback" in message or len(message) > 3000:
         raise AssertionError(f"not one sentence: {message[:2000]!r}")
 
 
 def open_checkpoint(path: Path, rng: random.Random) -> str:
-    """Open it as sample.py would, and write with it."""
+    """Open a checkpoint like sample.py, and generate text with it. Returns "opened" or "refused"."""
     try:
         opened = load_checkpoint(path)
         LanguageModel(opened.network, opened.vocab, opened.normalisation).generate("", 3, seed=0)
@@ -331,7 +331,7 @@ def open_checkpoint(path: Path, rng: random.Random) -> str:
 
 
 def train_small(folder: Path) -> None:
-    """Train a small run in `folder`; returns its overrides."""
+    """Train a small run in `folder`/run."""
     text = folder / "text.txt"
     words = random.Random(0)
     text.write_text("".join(words.choice("abcde fgh\n") for _ in range(1500)))
@@ -343,7 +343,7 @@ def train_small(folder: Path) -> None:
 
 
 def run_job(overrides: list[str], folder: Path) -> tuple[int, str]:
-    """Train in `folder` as `train.py` would with `overrides`; returns status and stderr."""
+    """Train like `train.py` with `overrides`, in `folder`. Returns the exit status and stderr."""
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err), exit_cleanly():
@@ -368,7 +368,7 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Counter[str]:
 
 
 def fuzz_configs(count: int, seed: int, folder: Path) -> Counter[str]:
-    """Resume `count` runs whose checkpoint has a hostile config, or hostile values that resuming itself reads."""
+    """Resume `count` runs whose checkpoint has a hostile config, or hostile values in the state that resuming reads."""
     train_small(folder)
     run, fit = folder / "fuzz", experiment.fit
     results: Counter[str] = Counter()
@@ -400,7 +400,7 @@ failures: list[str] = []
 
 @contextmanager
 def naming(label: str) -> Iterator[None]:
-    """Note what goes wrong with one of them, and go on with the next."""
+    """Record what goes wrong under the name `label`, so that the next file can be tried."""
     before = peak()
     try:
         with warnings.catch_warnings(), within(SECONDS):
@@ -419,7 +419,7 @@ def naming(label: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """The command line."""
+    """Fuzz as the command line says. Exits with the failures, if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["checkpoints", "configs"])
     parser.add_argument("count", type=int)

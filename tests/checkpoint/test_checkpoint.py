@@ -1,4 +1,4 @@
-"""What a checkpoint holds, that it needs nothing else, and that no file can do harm or be misread."""
+"""Checkpoints are complete and self-contained, and no file can do harm or be misread."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT = "The quick brown Fox\njumps over the lazy dog: déjà vu!\n" * 50
 
 @dataclass(frozen=True)
 class Trained:
-    """A run folder, the network as it was in memory when training ended, and the corpus's checksum."""
+    """A run folder, the network in memory at the end of training, and the checksum of the text."""
 
     folder: Path
     network: Network
@@ -67,13 +67,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         patch.setattr(training, "fit", fit_and_keep)
         run_train(*arguments)
     sha256 = hashlib.sha256(corpus.read_bytes()).hexdigest()
-    corpus.unlink()  # a checkpoint needs no corpus
+    corpus.unlink()  # a checkpoint does not need the text
     return Trained(run, networks[0], sha256)
 
 
 @pytest.fixture
 def altered(trained: Trained, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
-    """Writes a copy of the checkpoint after a change to its content."""
+    """Writes a copy of the checkpoint with changed content."""
 
     def write(change: Callable[[dict[str, Any]], object]) -> Path:
         content = trained.content()
@@ -89,7 +89,7 @@ Altered = Callable[[Callable[[dict[str, Any]], object]], Path]
 
 
 def refusal(path: Path) -> str:
-    """The one sentence with which `path` is refused."""
+    """The sentence with which `path` is refused."""
     with pytest.raises(UsageError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
@@ -101,7 +101,7 @@ def refusal(path: Path) -> str:
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer."""
+    """Raise TimeoutError in a block that takes longer."""
 
     def interrupt(signum: int, frame: object) -> None:
         raise TimeoutError(f"took longer than {seconds} s")
@@ -212,7 +212,7 @@ def test_a_flipped_bit_is_noticed(trained: Trained, tmp_path: Path, place: str) 
     chars = content["charlm"]["vocab"]["chars"].encode()
     position = {
         "weights": data.index(content["state_dict"]["network.recurrent.weight_hh_l0"].numpy().tobytes()) + 43,
-        "vocabulary": data.index(chars) + len(chars) - 1,  # the last letter, é, would be read as è
+        "vocabulary": data.index(chars) + len(chars) - 1,  # turns the last letter, é, into è
         "start": 1,
         "end": len(data) - 20,
     }[place]
@@ -230,7 +230,7 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
 
 
 class Malicious:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -439,11 +439,11 @@ def test_a_state_of_the_rebuilt_network_fits_it(trained: Trained) -> None:
     assert logits.shape == (2, 1, len(opened.vocab))
 
 
-# Finding the checkpoint that is meant.
+# Finding the checkpoint that the user means.
 
 
 def put(folder: Path, *names: str, age: float = 0.0) -> None:
-    """Empty checkpoint files that were written `age` seconds ago."""
+    """Create empty checkpoint files, last modified `age` seconds ago."""
     for name in names:
         path = folder / "checkpoints" / f"{name}.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)

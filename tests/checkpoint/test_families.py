@@ -1,4 +1,4 @@
-"""Whatever trains opens again and goes on: networks of the user's own package, of every make."""
+"""Whatever can be trained can be opened and resumed: networks of many kinds from the user's own package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture
 def train(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Trains a family of `tests.families` for three steps, and trusts it for as long."""
+    """Trains a family of `tests.families` for three steps, and trusts it only while it trains."""
 
     def run(family: str, *others: str) -> Path:
         text_file.write_text(text_file.read_text()[:400])
@@ -140,7 +140,7 @@ def test_what_could_not_be_opened_is_refused_before_its_first_step(
     error = capsys.readouterr().err
     assert (end.value.code, error.count("\n")) == (2, 1)
     assert re.search(sentence, error), error
-    assert not (tmp_path / "run/checkpoints").exists()  # so that the same command may be given again
+    assert not (tmp_path / "run/checkpoints").exists()  # so that the same command can be run again
 
 
 def test_what_can_no_longer_be_opened_after_its_first_epoch_does_not_train_to_the_end(

@@ -1,4 +1,4 @@
-"""Hostile checkpoints and configs by the thousand, in a process of their own (see tests/checkpoint/fuzz.py)."""
+"""Thousands of hostile checkpoints and configs, in a separate process (see tests/checkpoint/fuzz.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files stay whole through kills and full disks, and a run outlives them."""
+"""Files survive kills and full disks intact, and so does a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers import ROOT, SMALL, run_train
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """A disk that is full after `size` bytes of any one file: the system itself refuses to write more."""
+    """Simulate a full disk: the operating system refuses to write more than `size` bytes to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -55,7 +55,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, there:
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    """Twenty processes that do nothing but replace a file are killed; a reader never sees half of one."""
+    """Kill twenty processes that do nothing but replace a file. A reader never sees half a file."""
     script = textwrap.dedent(
         """
         import sys
@@ -132,7 +132,7 @@ def base(text_file: Path) -> list[str]:
 def test_a_run_outlives_a_full_disk(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], until: int
 ) -> None:
-    """The disk is full from step 10 until step `until`; in the end, nothing is missing."""
+    """The disk is full from step 10 until step `until`. In the end, nothing is missing."""
     steps = ["checkpoint.every_steps=5"]
     run_train(*base, *steps, f"hydra.run.dir={tmp_path}/unbroken")
     original, count, limit = CharLM.training_step, iter(range(1, 10**9)), resource.getrlimit(resource.RLIMIT_FSIZE)

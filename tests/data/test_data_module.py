@@ -14,7 +14,7 @@ from charlm.errors import OptionError, UsageError
 from charlm.text.corpus import Corpus
 from tests.helpers import data_module
 
-LINE = "".join(chr(0x4E00 + i) for i in range(1000))  # distinct and sorted, so that an id is a position
+LINE = "".join(chr(0x4E00 + i) for i in range(1000))  # distinct and sorted, so that an id equals its position
 
 
 def corpus(text: str, *notices: str) -> Corpus:
@@ -35,7 +35,7 @@ def at_epoch(data: CharDataModule, epoch: int) -> CharDataModule:
 
 
 def positions(loader) -> list[int]:
-    """Every position that a loader's inputs and targets touch."""
+    """Every position that occurs in a loader's inputs or targets."""
     return sorted({i for batch in loader for part in (batch.x, batch.y) for i in part.flatten().tolist()} - {IGNORE})
 
 
@@ -44,7 +44,7 @@ def windows(loader) -> list[tuple[int, ...]]:
     return [tuple(row) for batch in loader for row in batch.x.tolist()]
 
 
-# splits
+# Splits.
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_an_empty_training_split_is_refused(train, mode):
         module(train=train, mode=mode)
 
 
-# vocabulary
+# Vocabulary.
 
 
 def test_the_vocabulary_is_that_of_the_whole_text_by_default():
@@ -168,7 +168,7 @@ def test_special_symbols_are_passed_on():
     assert data.ids_N[0] == 2
 
 
-# lower case
+# Lower case.
 
 
 def test_lowercase_applies_to_vocabulary_and_text():
@@ -190,7 +190,7 @@ def test_sizes_are_counted_after_lowercasing():
     assert data.vocab.decode(torch.cat([b.y for b in data.test_dataloader()], dim=1)[0]) == lowered[-19:]
 
 
-# streams
+# Streams.
 
 
 def test_streams_have_batch_size_rows_and_bptt_columns():
@@ -293,7 +293,7 @@ def test_a_text_without_anything_to_predict_is_refused(text):
         module(text)
 
 
-# windows
+# Windows.
 
 
 @pytest.mark.parametrize("stride", [1, 3, 5, 8])
@@ -380,7 +380,7 @@ def test_a_random_split_that_is_too_large_is_reported_in_windows():
         module(mode="windows", split="random", val=995)
 
 
-# memory
+# Memory.
 
 
 def test_ids_are_held_once_as_int16_and_batches_are_int64():
@@ -417,7 +417,7 @@ def test_a_batch_is_not_moved():
     assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
 
 
-# bad options
+# Bad options.
 
 NUMBERS = ["batch_size", "bptt", "stride", "min_freq"]
 BAD = (

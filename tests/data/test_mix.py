@@ -1,4 +1,4 @@
-"""data=mix: rows from several texts in a fixed ratio, each with its state carried over."""
+"""data=mix: batches with rows of several texts in a fixed ratio, and the state of each carried over."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_batch_has_the_ratio(text: str) -> None:
 
 @pytest.mark.parametrize("family", [GRU, LSTM])
 def test_the_carried_losses_are_those_of_each_text_read_unbroken(family: type[Network]) -> None:
-    """Over three epochs: the main text starts over in each, the other continues to its own end."""
+    """Over three epochs: the main text starts again in each, the other continues until its own end."""
     torch.manual_seed(0)
     data = module(MAIN, EXTRA)
     network = family(len(data.vocab), 6, 8).double()
@@ -141,7 +141,7 @@ def test_from_the_command_line(text_file: Path, tmp_path: Path) -> None:
     assert summary(run)["corpus"] == "mix"
     text = text_file.read_text()
     main, rows = len(text) - int(0.1 * len(text)), 6
-    assert summary(run)["characters"] > 2 * rows * ((main - 1) // rows)  # the main text twice, and more of the other
+    assert summary(run)["characters"] > 2 * rows * ((main - 1) // rows)  # the main text twice, plus some of the other
 
 
 def test_optimiser_steps_are_counted_over_the_main_text() -> None:

@@ -1,4 +1,4 @@
-"""The options of ``data``: what Hydra makes of a value, defaults, and what they need to be read."""
+"""The options of ``data``: values as Hydra parses them, defaults, and the types that are required."""
 
 import subprocess
 import sys

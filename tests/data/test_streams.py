@@ -26,7 +26,7 @@ class Cut:
 
     @property
     def ids(self):
-        return torch.arange(self.length, dtype=torch.int16)  # an id is its own position
+        return torch.arange(self.length, dtype=torch.int16)  # an id equals its position
 
     def training(self, epoch=0):
         return self.loader(stack, self.jitter, epoch)
@@ -47,7 +47,7 @@ def cuts(draw):
     return Cut(length, rows, bptt, draw(st.integers(0, (bptt - 1) // 2)), draw(st.integers(0, 2**32 - 1)))
 
 
-# training streams
+# Training streams.
 
 
 @few
@@ -202,7 +202,7 @@ def test_a_text_shorter_than_bptt_is_one_short_batch():
     assert batch.x.tolist() == [[0, 1, 2]] and batch.y.tolist() == [[1, 2, 3]] and batch.first
 
 
-# evaluation streams
+# Evaluation streams.
 
 
 @few
@@ -249,7 +249,7 @@ def test_cross_entropy_ignores_the_padding():
     assert with_padding == F.cross_entropy(logits[:2], torch.tensor([1, 4]))
 
 
-# windows
+# Windows.
 
 
 @few
@@ -347,7 +347,7 @@ def test_a_mixed_batch_has_the_ratio_and_every_stream_is_unbroken(
     for now[0] in range(epochs):
         batches = list(loader)
         assert len(batches) == len(loader) == len(streams[0])
-        assert bool(batches[0].first[: rows[0]].all())  # the first text begins each epoch
+        assert bool(batches[0].first[: rows[0]].all())  # the first text starts again in each epoch
         for batch in batches:
             assert batch.x.shape == batch.y.shape == (sum(rows), batch.x.shape[1])
             assert batch.padded == (batch.y == IGNORE).sum()
@@ -377,5 +377,5 @@ def test_a_mixed_batch_has_the_ratio_and_every_stream_is_unbroken(
 def test_only_the_last_window_of_a_text_is_padded() -> None:
     _, streams = mixed([2 * 10 + 1, 1 * 7 + 1], [2, 1], 4)
     shapes = [(batch.x.shape[1], batch.padded, batch.first.tolist()) for batch in Mix(streams, lambda: 0)]
-    # Windows of 4, 4 and 2 columns, next to windows of 4, 3 and 4 columns.
+    # Batches of 4, 4 and 2 columns of the first text, next to 4, 3 and 4 columns of the second.
     assert shapes == [(4, 0, [True, True, True]), (4, 1, [False, False, False]), (4, 4, [False, False, True])]

@@ -1,1 +1,1 @@
-"""Kill runs for real, resume them, and compare them with runs that nobody killed: ``python -m tests.faults``."""
+"""Kill real runs, resume them, and compare them with uninterrupted runs: ``python -m tests.faults``."""

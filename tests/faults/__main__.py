@@ -1,9 +1,9 @@
-"""Kill training runs with SIGKILL, resume them, and compare the result bit for bit with runs that nobody killed.
+"""Kill training runs with SIGKILL, resume them, and compare the results bit for bit with uninterrupted runs.
 
-Every kind of run is trained once without interruption. Then it is trained again and killed at random moments
-(in a training step, in validation, half-way through writing a file, when an epoch ends, or after a random
-time), resumed each time, and compared: weights, optimiser, learning rates, carried and random states, Lightning's
-counters, metrics.csv, samples, best, last and cycle checkpoints, summary.
+Each kind of run is trained once without interruption. Then it is trained again, killed at random moments (in a training
+step, in validation, with a file half written, at the end of an epoch, or after a random time), resumed after each kill,
+and compared: weights, optimiser, learning rates, carried state, random states, Lightning's counters, metrics.csv,
+samples, the best, last and cycle checkpoints, and the summary.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ KINDS = {
 
 @dataclass
 class Result:
-    """What came of one run that was killed."""
+    """A run that was killed, and how it differs from the uninterrupted one."""
 
     kind: str
     kills: list[str]
@@ -67,7 +67,7 @@ class Result:
 
 
 def write_texts(folder: Path) -> list[Path]:
-    """Two made-up texts."""
+    """Write two texts of random words."""
     rng = random.Random(0)
     words = ["".join(rng.choice("abcdefgh") for _ in range(rng.randint(1, 6))) for _ in range(20)]
     paths = [folder / "text.txt", folder / "more.txt"]
@@ -84,21 +84,21 @@ def overrides(kind: str, texts: list[Path], folder: Path) -> list[str]:
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process of ours; what it says goes to the end of `log`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # quick beside other work, and the same in every run
+    """Start Python with `arguments`, and append its output to `log`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # fast on a busy machine, and equal in every run
     environment.pop("HYDRA_FULL_ERROR", None)
     with log.open("ab") as out:
         return subprocess.Popen([sys.executable, *arguments], stdout=out, stderr=subprocess.STDOUT, env=environment)
 
 
 def finish(arguments: list[str], log: Path) -> None:
-    """Run a process of ours to its end."""
+    """Run Python with `arguments`. Raises UsageError if it fails."""
     if start(arguments, log).wait():
-        raise UsageError(f"a run failed that nobody killed; what it said is in {log}:\n{log.read_text()[-2000:]}")
+        raise UsageError(f"a run failed without being killed; its output is in {log}:\n{log.read_text()[-2000:]}")
 
 
 def killed_at(moment: str, which: float, arguments: list[str], folder: Path, log: Path) -> bool:
-    """Train until the `which`-th `moment`, or for `which` seconds from the first checkpoint on; False if it ended."""
+    """Train until the `which`-th `moment`, or for `which` seconds after a checkpoint. False if the run ended first."""
     if moment != ANY_TIME:
         status = start(["-m", "tests.faults.child", moment, str(int(which)), *arguments], log).wait()
     else:
@@ -110,12 +110,12 @@ def killed_at(moment: str, which: float, arguments: list[str], folder: Path, log
         process.kill()
         status = process.wait()
     if status not in (0, -signal.SIGKILL):
-        raise UsageError(f"a run ended with status {status}; what it said is in {log}:\n{log.read_text()[-2000:]}")
+        raise UsageError(f"a run ended with status {status}; its output is in {log}:\n{log.read_text()[-2000:]}")
     return status != 0
 
 
 def last_written(folder: Path) -> float:
-    """When the run's last checkpoint was written; 0 if there is none."""
+    """When last.ckpt was written, or 0 if there is none."""
     last = folder / "checkpoints/last.ckpt"
     return last.stat().st_mtime if last.exists() else 0.0
 
@@ -131,8 +131,8 @@ def torture(
         began = (folder / "checkpoints/last.ckpt").exists()
         arguments = [f"resume={quoted(str(folder))}"] if began else overrides(kind, texts, folder)
         if not began:
-            shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to lose
-        share = 1 / len(moments)  # so that there is something left for the next kill
+            shutil.rmtree(folder, ignore_errors=True)  # killed before its first checkpoint
+        share = 1 / len(moments)  # leave something for the next kill
         which = rng.uniform(0, share * seconds)
         if moment != ANY_TIME:
             which = rng.randint(1, max(1, int(share * counts[moment]))) if counts.get(moment) else 1
@@ -140,7 +140,7 @@ def torture(
             at = f"{which:.2f} s" if moment == ANY_TIME else f"{moment} {which:.0f}"
             kills.append(at)
         else:
-            break  # fewer moments were left
+            break  # the run finished before the chosen moment
     if not (folder / "checkpoints/last.ckpt").exists():
         shutil.rmtree(folder, ignore_errors=True)
         finish([str(TRAIN), *overrides(kind, texts, folder)], log)
@@ -150,7 +150,7 @@ def torture(
 
 
 def kill_and_compare(kills: int, seed: int, folder: Path, bar: Progress) -> list[Result]:
-    """Go round the kinds of runs and the moments until there were `kills` kills."""
+    """Cycle through the kinds of runs and the moments until there have been `kills` kills."""
     rng, texts = random.Random(seed), write_texts(folder)
     results: list[Result] = []
     kinds, moments = list(KINDS), [*MOMENTS, ANY_TIME]
@@ -172,11 +172,11 @@ def kill_and_compare(kills: int, seed: int, folder: Path, bar: Progress) -> list
 
 
 def main() -> None:
-    """The command line."""
+    """Kill, resume and compare runs as the command line says, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="how many times a run is killed (20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder)")
+    parser.add_argument("--kills", type=int, default=20, help="how many times to kill a run (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--folder", type=Path, help="where to keep the runs (default: a temporary folder)")
     arguments = parser.parse_args()
     console = Console()
     if arguments.kills < 1:
@@ -187,7 +187,7 @@ def main() -> None:
         if any(folder.iterdir()):
             raise UsageError(f"--folder {folder} is not empty: choose a new one")
         results = kill_and_compare(arguments.kills, arguments.seed, folder, bar)
-    table = Table("run", "killed at", "compared with the unbroken run")
+    table = Table("run", "killed at", "compared with the uninterrupted run")
     for result in results:
         table.add_row(
             result.kind,
@@ -199,9 +199,9 @@ def main() -> None:
     for result in different:
         console.print(result.kind, *result.found[:30], sep="\n  ", markup=False, soft_wrap=True)
     killed = sum(len(result.kills) for result in results)
-    console.print(f"{killed} kills in {len(results)} runs, of which {len(results) - len(different)} end identically")
+    console.print(f"{killed} kills in {len(results)} runs, of which {len(results) - len(different)} ended identically")
     if different:
-        raise UsageError(f"{len(different)} runs are not what they would have been")
+        raise UsageError(f"{len(different)} runs differ from the uninterrupted ones")
 
 
 if __name__ == "__main__":

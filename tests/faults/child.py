@@ -1,9 +1,9 @@
-"""``train.py`` in a process that kills itself (SIGKILL) at a chosen moment, or counts the moments there are.
+"""Run ``train.py`` in a process that kills itself (SIGKILL) at a chosen moment, or that counts the moments.
 
     python -m tests.faults.child "validation step" 17 OVERRIDES
 
-kills itself at the beginning of the 17th validation step; ``count FILE`` in their place trains to the end and
-writes how often each moment came to FILE. Nothing in the program itself knows of this.
+kills itself at the beginning of the 17th validation step. With ``count FILE`` instead of the moment and its number, it
+trains to the end and writes to FILE how often each moment occurred. The framework itself knows nothing of this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from charlm.training.callbacks.history import History
 from charlm.training.module import CharLM
 
 TRAIN = Path(charlm.__file__).parents[1] / "train.py"
-MOMENTS: dict[str, tuple[Any, str, bool]] = {  # whose method, and whether before or after it
+MOMENTS: dict[str, tuple[Any, str, bool]] = {  # owner and name of a method; whether to act before it runs
     "training step": (CharLM, "training_step", True),
     "optimiser step": (CharLM, "optimizer_step", False),
     "validation step": (CharLM, "validation_step", True),
@@ -37,7 +37,7 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {  # whose method, and whether befor
 
 
 def die(moment: str, arguments: tuple[Any, ...]) -> None:
-    """End like a machine that lost its power."""
+    """Kill this process, perhaps with the file in `arguments` half written."""
     if moment == "half a file written":
         descriptor, status = arguments[0], os.fstat(arguments[0])
         if stat.S_ISREG(status.st_mode):
@@ -46,7 +46,7 @@ def die(moment: str, arguments: tuple[Any, ...]) -> None:
 
 
 def watch(moment: str, seen: Callable[[tuple[Any, ...]], None]) -> None:
-    """Call `seen` at every `moment`, with the arguments of the method it is about."""
+    """Call `seen` at every `moment`, with the arguments of the method."""
     owner, name, before = MOMENTS[moment]
     method = getattr(owner, name)
 
@@ -62,7 +62,7 @@ def watch(moment: str, seen: Callable[[tuple[Any, ...]], None]) -> None:
 
 
 def main() -> None:
-    """Run ``train.py``, dying or counting."""
+    """Run ``train.py``, and die or count."""
     moment, which, *overrides = sys.argv[1:]
     counts: Counter[str] = Counter()
 

@@ -1,4 +1,4 @@
-"""What differs between two runs that ought to be the same."""
+"""Find the differences between two runs that should be identical."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-# Times, which no two runs share, and paths.
+# Times and paths differ between any two runs.
 TIMES = {"seconds", "fit_seconds", "training_seconds", "trained", "characters_per_second"}
 VOLATILE = TIMES | {"best_checkpoint", "last_checkpoint", "overrides"}
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Every difference between two finished run folders: checkpoints, rows, samples, summary, left-over files."""
+    """Every difference between two finished run folders: checkpoints, rows, samples, summary, leftover files."""
     found = []
     for name in sorted({path.name for run in (one, other) for path in (run / "checkpoints").iterdir()}):
         files = [run / "checkpoints" / name for run in (one, other)]
@@ -35,7 +35,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor, because 0.0 equals -0.0."""
+    """The bytes of a tensor, in which 0.0 and -0.0 differ."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -46,15 +46,15 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def summary(path: Path) -> Any:
-    """What ``summary.json`` holds."""
+    """The content of ``summary.json``."""
     return json.loads(path.read_text())
 
 
 def compare(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    """The places where two nested values differ, bit for bit; times and paths left out."""
+    """Where two nested values differ, bit for bit. Ignores times and paths."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other} - VOLATILE, key=str):
-            if key == "logged":  # sum, count, and a time
+            if key == "logged":  # a sum, a count and a time
                 one, other = ({**part, key: part[key][:2]} for part in (one, other))
             if key not in one or key not in other:
                 yield f"{place}/{key} is in one only"
@@ -68,5 +68,5 @@ def compare(one: Any, other: Any, place: str = "") -> Iterator[str]:
     elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if one.dtype != other.dtype or one.shape != other.shape or not torch.equal(*map(as_bytes, (one, other))):
             yield f"{place} differs"
-    elif repr(one) != repr(other):  # 0.0 is not -0.0
+    elif repr(one) != repr(other):  # tells 0.0 from -0.0
         yield f"{place} is {one!r} and {other!r}"

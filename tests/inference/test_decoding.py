@@ -1,4 +1,4 @@
-"""Decoding and `LanguageModel`, against brute force on small networks."""
+"""Decoding and `LanguageModel`, compared with brute force on small networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LETTERS = "\n !abcdefghijklmnopqrstuvwxyzé"
 
 
 class Fixed(Network):
-    """The same logits after every character; it notes the shape of each input."""
+    """Gives the same logits after every character, and records the shape of each input."""
 
     def __init__(self, logits: list[float]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Fixed(Network):
 
 
 class Adder(Network):
-    """Predicts the sum of everything read so far, modulo the vocabulary: nothing may be lost or read twice."""
+    """Predicts the sum of all ids so far, modulo the vocabulary, so that an id lost or read twice shows."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Adder(Network):
 
 
 def lively(network: Network) -> Network:
-    """Larger random weights, so that the most likely character changes from step to step; no near ties."""
+    """Set large random weights, so that the most likely character changes from step to step, without near ties."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.double().parameters():
@@ -335,7 +335,7 @@ def test_a_text_without_a_prediction_has_no_score(model: LanguageModel, text: st
 
 @pytest.fixture(params=[3, None])
 def either(request: pytest.FixtureRequest) -> LanguageModel:
-    """A model that predicts after a window of three characters, and one with an output at every step."""
+    """A model that predicts after a window of three characters, or one with an output at every step."""
     vocab = Vocab(LETTERS)
     network = GRU(len(vocab), 8, 16)
     network = Windowed(network, request.param) if request.param else network

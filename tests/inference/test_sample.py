@@ -1,4 +1,4 @@
-"""`sample.py` as a program: what goes to stdout, to stderr, and when."""
+"""`sample.py` as a program: what it writes to stdout and stderr, and when."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC = {"_target_": "charlm.models.recurrent.GRU", "embedding_size": 8, "hidden_
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one run in ``runs/``, of a network with random weights."""
+    """A folder with one run in ``runs/``, whose network has random weights."""
     folder = tmp_path_factory.mktemp("sample")
     vocab = Vocab(CHARS)
     with torch.random.fork_rng():
@@ -207,7 +207,7 @@ def test_help_needs_no_pytorch(folder: Path) -> None:
 
 
 def test_a_terminal_without_utf8_does_not_matter(folder: Path, model: LanguageModel) -> None:
-    # Python itself repairs the C locale, unless it is told not to.
+    # Python replaces the C locale by UTF-8 unless it is told not to.
     variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     outcome = sample(folder, "--length", "300", "--temperature", "2", "--seed", "2", **variables)
     expected = model.generate("", 300, temperature=2, seed=2)

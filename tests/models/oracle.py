@@ -1,9 +1,9 @@
 """Row 21 of the ladder: recurrent networks in NumPy with gradients derived by hand, in float64.
 
-Nothing here uses autograd: each cell's `backward` is the chain rule written out, and `Oracle` runs it back
-through time. `python -m tests.models.oracle` prints the largest differences from PyTorch's gradients as JSON.
+Nothing here uses autograd: each cell's `backward` is the chain rule written out, and `Oracle` runs it backwards through
+time. `python -m tests.models.oracle` prints the largest differences from PyTorch's gradients as JSON.
 
-Shapes: B batch, T time, I inputs, H hidden, V vocabulary; a weight W of a layer maps x to x Wᵀ + b.
+Shapes: B batch, T time, I inputs, H hidden, V vocabulary. The weight W of a linear layer maps x to x Wᵀ + b.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sigmoid(a: Array) -> Array:
     return 1 / (1 + np.exp(-a))
 
 
-# An activation and its derivative, the latter in terms of the activation's own value.
+# Each activation and its derivative, as a function of the activation's value.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "tanh": (np.tanh, lambda h: 1 - h**2),
     "relu": (lambda a: np.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
 
 class Linear:
-    """y = x Wᵀ + b; `backward` adds to the gradients and returns that of x."""
+    """y = x Wᵀ + b. `backward` adds to the gradients of W and b, and returns the gradient of x."""
 
     def __init__(self, weights: Weights, gradients: Weights, weight: str, bias: str | None = None) -> None:
         self.weights, self.gradients, self.weight, self.bias = weights, gradients, weight, bias
@@ -150,7 +150,7 @@ class CharLoopConcat:
 
 
 class KerasLoop:
-    """h' = relu(i(x)) + f(r(h)); without a state before it, h' = relu(i(x))."""
+    """h' = relu(i(x)) + f(r(h)), or h' = relu(i(x)) if there is no previous state."""
 
     def __init__(self, i: Linear, r: Linear, activation: str) -> None:
         self.i, self.r, (self.f, self.df) = i, r, ACTIVATIONS[activation]
@@ -171,9 +171,9 @@ class KerasLoop:
 class Oracle:
     """Embedding or one-hot → cells → linear head → mean cross-entropy, and its gradients.
 
-    Arguments: `weights` by name; `cells`, a function of (weights, gradients) that makes the layers;
-    `embedding`, its name, or None for one-hot inputs; `head`, the names of its weight and bias; `last`,
-    whether only the last step is predicted from; `tables`, whether each place has an embedding of its own.
+    `weights` are the parameters by name. `cells` makes the layers from weights and gradients. `embedding` is the name
+    of the embedding, or None for one-hot inputs; `head` has the names of the head's weight and bias. `last` says
+    whether to predict only after the last step, `tables` whether each position has a separate embedding.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Oracle:
         self.last, self.tables = last, tables
 
     def run(self, x_BT: Array, y_BT: Array, states: list[tuple[Array, ...]]) -> tuple[Array, float]:
-        """Logits (B, T', V) and the loss; leaves the gradients in `self.gradients`."""
+        """Logits (B, T', V) and the loss. Stores the gradients in `self.gradients`."""
         B, T = x_BT.shape
         V = len(self.weights[self.head.bias])
         ids = x_BT + V * np.arange(T) if self.tables else x_BT
@@ -222,7 +222,7 @@ class Oracle:
                 dh, later[layer] = self.cells[layer].backward((dh + dh_next, *rest), caches[t][layer])
             if self.embedding is not None:
                 np.add.at(self.gradients[self.embedding], ids[:, t], dh)
-        self.before = later  # the gradient of the states before the first step
+        self.before = later  # the gradient of the initial states
         return np.stack([logits[t] for t in steps], 1), loss
 
 
@@ -236,9 +236,9 @@ def scan(step: Callable[[Any, Any], Any], start: Any, sequence: Any) -> list[Any
 
 
 def plain_rnn(ids: list[int], W_x: list[list[float]], W_h: list[list[float]], b: list[float]) -> list[list[float]]:
-    """The states of a tanh RNN with one-hot inputs, one step at a time, in plain Python: no arrays at all.
+    """The states of a tanh RNN with one-hot inputs, step by step, in plain Python without arrays.
 
-    W_x is (V, H): row i is what character i adds. W_h is (H, H): h' = tanh(W_x[i] + W_h h + b).
+    W_x is (V, H): row i is the contribution of character i. W_h is (H, H): h' = tanh(W_x[i] + W_h h + b).
     """
 
     def step(h: list[float], i: int) -> list[float]:
@@ -251,12 +251,12 @@ def plain_rnn(ids: list[int], W_x: list[list[float]], W_h: list[list[float]], b:
 
 
 def numpy_weights(network: torch.nn.Module) -> Weights:
-    """A network's parameters as float64 arrays, by name, whether it is in a window or not."""
+    """A network's parameters by name, as float64 arrays. `Windowed` adds no prefix to the names."""
     return {name.removeprefix("network."): p.detach().double().numpy().copy() for name, p in network.named_parameters()}
 
 
 def layers(kind: Any, names: Callable[[int], tuple[str, str | None, str, str | None]], count: int) -> Any:
-    """A maker of `count` layers of a kind of cell, whose weights have the given names."""
+    """A function that makes `count` layers of a kind of cell, whose weights have the given names."""
 
     def make(weights: Weights, gradients: Weights) -> list[Any]:
         made = []
@@ -269,13 +269,13 @@ def layers(kind: Any, names: Callable[[int], tuple[str, str | None, str, str | N
 
 
 def of_pytorch(layer: int) -> tuple[str, str, str, str]:
-    """The names in `nn.RNN` and its kin."""
+    """The names of the weights in `nn.RNN`, `nn.GRU` and `nn.LSTM`."""
     w_i, b_i, w_h, b_h = (f"recurrent.{part}_l{layer}" for part in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
     return w_i, b_i, w_h, b_h
 
 
 def difference(network: torch.nn.Module, oracle: Oracle, x_BT: torch.Tensor, y_BT: torch.Tensor, states: Any) -> float:
-    """The largest difference of logits, loss and gradients between a float64 network and its oracle."""
+    """The largest difference in logits, loss and gradients between a float64 network and its oracle."""
     network.zero_grad()
     logits = network(x_BT).logits
     loss = F.cross_entropy(logits.flatten(0, 1), y_BT[:, -logits.shape[1] :].flatten())

@@ -1,4 +1,4 @@
-"""The Keras-shaped networks against Keras 3 itself, and the counts that the lesson prints."""
+"""The Keras-style networks compared with Keras 3, and their parameter counts with those that the lesson prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers import model_spec
 
 os.environ["KERAS_BACKEND"] = "torch"
 
-# Keras's own tensors do not know NumPy 2's copy keyword yet.
+# Keras's tensors do not support NumPy 2's copy keyword yet.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 V, B, T, E, H = 11, 3, 8, 6, 5
@@ -71,7 +71,7 @@ def give(layer: Any, *arrays: Tensor) -> None:
 
 
 def copy(network: Any, model: Any) -> None:
-    """Give Keras's layers the network's weights; Keras keeps them transposed."""
+    """Copy the network's weights to Keras's layers, which store them transposed."""
     cells = iter(network.recurrent.cells)
     dense = iter([part for part in (network.dense, network.head) if part is not None])
     for layer in model.layers:
@@ -176,7 +176,7 @@ def test_batch_normalisation_learns_as_kerass_does(keras: Any) -> None:
     torch.testing.assert_close(network.norm(e.flatten(0, 1)).view_as(e), expected, atol=1e-5, rtol=0)
     mean, variance = (np.asarray(w) for w in layer.get_weights()[2:])
     np.testing.assert_allclose(network.norm.running_mean, mean, atol=1e-6)
-    # PyTorch divides by n - 1 in the running variance, Keras by n; 0.99 of either is the old value, 1.
+    # In the running variance, PyTorch divides by n - 1 and Keras by n. 0.99 of both is the initial value, 1.
     n = B * T
     np.testing.assert_allclose((network.norm.running_var - 0.99) * (n - 1) / n + 0.99, variance, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""'Facts of the data' of the lesson, on the real files."""
+"""The lesson's "facts of the data", on the real files."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The contract of `charlm.models.Network`, over every yaml in conf/model."""
+"""The contract of `charlm.models.network.Network`, for every yaml in conf/model."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_in_pieces_equals_whole(network: Network, x_BT: Tensor, pieces: list[int
 
 
 def random_state(network: Network) -> State:
-    """Any state, not only one that reading leads to: numbers, or ids + 1 in a window that is full."""
+    """A random state, which need not be reachable by reading: numbers, or the ids + 1 of a full window."""
     generator = torch.Generator().manual_seed(2)
 
     def like(part: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def random_state(network: Network) -> State:
 
 
 def read(network: Network, x_BT: Tensor, state: State, pieces: list[int]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Logits, the last state, and gradients: of the parameters, and of the state before."""
+    """Logits, the last state, and the gradients of the parameters and of the initial state."""
     leaves = [part.requires_grad_() for part in tensors(state) if part.is_floating_point()]
     found = []
     for piece in x_BT.split(pieces, dim=1):
@@ -238,7 +238,7 @@ def test_hidden_matrices_that_start_as_the_identity(name: str, matrix: str) -> N
 
 def test_scan_networks_start_as_the_lesson_says() -> None:
     torch.manual_seed(0)
-    spreads = {  # of N(0, 2 / rows) and N(0, 1 / rows)
+    spreads = {  # the variances of N(0, 2 / rows) and N(0, 1 / rows)
         ScanReLU: {"W_x": 2 / 85, "W_y": 2 / 256},
         ScanTanh: {"W_x": 1 / 85, "W_h": 1 / 256, "W_y": 1 / 256},
     }

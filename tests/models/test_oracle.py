@@ -1,4 +1,4 @@
-"""Every recurrent family against NumPy with hand-derived gradients; explicit cells against PyTorch's."""
+"""Every recurrent family compared with hand-derived gradients in NumPy, and explicit cells with PyTorch's layers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def keras_tanh(i: Any, r: Any) -> oracle.KerasLoop:
     return oracle.KerasLoop(i, r, "tanh")
 
 
-# model yaml → (kind of cell, the names of its weights)
+# yaml in conf/model → kind of cell, names of its weights
 KINDS = {
     "rnn": (oracle.RNN, of_pytorch),
     "irnn": (oracle.RNN, of_pytorch),
@@ -66,7 +66,7 @@ KINDS = {
     "keras_rnn": (relu, of_keras),
     "keras_seq_rnn": (relu, of_keras),
 }
-# Checked otherwise: batch normalisation and dense layers in test_keras.py, scan networks below.
+# Tested elsewhere: batch normalisation and dense layers in test_keras.py, the scan networks below.
 OTHERS = {"keras_lstm", "writer", "scan_relu", "scan_tanh"}
 
 
@@ -83,7 +83,7 @@ def build(name: str, **options: Any) -> nn.Module:
 
 
 def shake(network: nn.Module) -> nn.Module:
-    """Move every parameter: zero biases and identity matrices would hide mistakes."""
+    """Change every parameter, because zero biases and identity matrices would hide mistakes."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -132,7 +132,7 @@ def test_scan_networks_agree(family: str, activation: str, biases: str | None) -
     network = shake(getattr(scans, family)(V, H).double())
     x, y = pair(T)
     weights = numpy_weights(network)
-    # The oracle multiplies by the transpose; ScanTanh's W_h stands on the left already.
+    # The oracle multiplies by the transpose; in ScanTanh, W_h is on the left already.
     left = family == "ScanTanh"
     turned = {"W_x": weights["W_x"].T, "W_y": weights["W_y"].T, "W_h": weights["W_h"] if left else weights["W_h"].T}
 
@@ -158,7 +158,7 @@ def test_scan_networks_agree(family: str, activation: str, biases: str | None) -
 
 
 def test_the_oracles_gradients_agree_with_differences() -> None:
-    """The oracle itself, against the slope of its own loss."""
+    """The oracle's gradients compared with finite differences of its own loss."""
     rng = np.random.default_rng(0)
     for kind, gates, parts in ((oracle.RNN, 1, 1), (oracle.GRU, 3, 1), (oracle.LSTM, 4, 2)):
         shapes = {"i": (gates * 3, 2), "bi": (gates * 3,), "h": (gates * 3, 3), "bh": (gates * 3,)}

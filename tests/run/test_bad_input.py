@@ -1,7 +1,7 @@
-"""What users get wrong: one clear sentence on stderr, status 2, no traceback, nothing written over.
+"""Users' mistakes: one clear sentence on stderr, status 2, no traceback, nothing overwritten.
 
-A few cases start the real programs; the others run the same scripts inside this process, without
-importing PyTorch anew each time.
+A few tests start the real programs. The others run the same scripts in this process, which avoids importing PyTorch
+each time.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def text(tmp_path: Path) -> Path:
 
 
 def overridden(run_folder: Path, text: Path, overrides: tuple[str, ...]) -> list[str]:
-    """A small run on `text`; what is in `overrides` comes last and wins."""
+    """The overrides of a small run on `text`, followed by `overrides`, which take precedence."""
     return ["data=text", f"data.path={text}", *SMALL, f"hydra.run.dir={run_folder}", *overrides]
 
 
 @pytest.fixture
 def train(run_folder: Path, text: Path, tmp_path: Path) -> Program:
-    """``python train.py`` with overrides after those of a small run."""
+    """``python train.py`` for a small run, with more overrides."""
 
     def start(*overrides: str) -> Outcome:
         return program("train.py", *overridden(run_folder, text, overrides), env=environment(tmp_path))
@@ -56,7 +56,7 @@ def train(run_folder: Path, text: Path, tmp_path: Path) -> Program:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Program]:
-    """Runs a script's ``__main__`` in this process, and puts back what it changes in the process."""
+    """Runs a script as ``__main__`` in this process, and restores what it changes in the process."""
     hydra_state, variables = Singleton.get_state(), dict(os.environ)
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
@@ -68,7 +68,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             status = end.code
-        except BaseException:  # as the interpreter would end
+        except BaseException:  # end as the interpreter would
             traceback.print_exc()
             status = 1
         captured = capsys.readouterr()
@@ -82,7 +82,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.fixture
 def train_here(here: Program, run_folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """As `train`, in this process."""
+    """Like `train`, but in this process."""
     monkeypatch.chdir(ROOT)
     return lambda *overrides: here("train.py", *overridden(run_folder, text, overrides))
 
@@ -153,7 +153,7 @@ def test_sampling_without_any_run_says_so(tmp_path: Path) -> None:
     assert outcome.out == ""
 
 
-# The same scripts in this process.
+# The same scripts, in this process.
 
 
 @pytest.mark.parametrize(
@@ -330,11 +330,11 @@ def test_a_run_that_diverges_ends_with_one_sentence(train_here: Program) -> None
     *warnings, error = outcome.err.splitlines()
     assert outcome.status == 2
     assert error.startswith("error: training diverged at step 101") and "optimizer.lr" in error
-    assert len(warnings) == 1 and warnings[0].startswith("warning: no sample of epoch 1")  # which did not end the run
+    assert len(warnings) == 1 and warnings[0].startswith("warning: no sample of epoch 1")  # not the end of the run
 
 
 def test_a_small_run_works(train_here: Program, run_folder: Path) -> None:
-    outcome = train_here()  # so that none of the refusals above is due to something else
+    outcome = train_here()  # shows that the refusals above have no other cause
     assert (outcome.status, outcome.err) == (0, ""), outcome
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "summary.json"} <= contents(run_folder).keys()
 

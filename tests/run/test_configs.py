@@ -1,4 +1,4 @@
-"""Every yaml composes, and what it names exists."""
+"""Every yaml composes, and the classes and functions that it names exist."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_group_has_its_place() -> None:
         ("charlm.training.schedulers.sgdr", True),
         ("charlm.training.callbacks.samples.Samples", True),
         ("pytorch_lightning.callbacks.EarlyStopping", True),
-        ("pytorch_lightning.callbacks.ModelCheckpoint", False),  # deletes the files that a config names
+        ("pytorch_lightning.callbacks.ModelCheckpoint", False),  # would delete files that a config names
         ("torch.optim.optimizer.register_optimizer_step_pre_hook", False),
         ("torch.optim.swa_utils.update_bn", False),
         ("charlm.text.sources.os.system", False),

@@ -1,4 +1,4 @@
-"""What adds up: memory over many epochs; descriptors, threads and processes over many jobs of one process."""
+"""Nothing accumulates: memory over many epochs; descriptors, threads and processes over many jobs in one process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROC.exists(), reason="re
 
 
 class Held(NamedTuple):
-    """What this process holds."""
+    """The resources that this process holds."""
 
     memory: float  # megabytes
     descriptors: int
@@ -36,7 +36,7 @@ class Held(NamedTuple):
     @classmethod
     def now(cls) -> Held:
         pages = int((PROC / "statm").read_text().split()[1])
-        descriptors = len(os.listdir(PROC / "fd")) - 1  # one is of the listing itself
+        descriptors = len(os.listdir(PROC / "fd")) - 1  # without the one that lists them
         parents = [parent(path) for path in Path("/proc").glob("[0-9]*")]
         memory = pages * os.sysconf("SC_PAGESIZE") / MB
         return cls(memory, descriptors, len(os.listdir(PROC / "task")), parents.count(os.getpid()))
@@ -45,12 +45,12 @@ class Held(NamedTuple):
 def parent(process: Path) -> int | None:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:  # it has ended meanwhile
+    except OSError:  # the process has ended in the meantime
         return None
 
 
 class Recorder(pl.Callback):
-    """Writes what the process holds at each epoch's end."""
+    """Records the resources that the process holds at the end of each epoch."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -75,7 +75,7 @@ def test_memory_stays_flat_over_the_epochs(tmp_path: Path) -> None:
     print(*held, sep="\n")
     assert len(held) == 11
     assert max(epoch.memory for epoch in held[1:]) - held[0].memory < 20
-    assert max(epoch.descriptors for epoch in held) <= held[0].descriptors + 1  # a file that is just being written
+    assert max(epoch.descriptors for epoch in held) <= held[0].descriptors + 1  # a file may be open for writing
     assert max(epoch.threads for epoch in held) <= held[0].threads + 1
     assert {epoch.children for epoch in held} == {1}  # wandb-core
 
@@ -102,7 +102,7 @@ def test_thirty_jobs_in_one_process_leave_nothing_open(
     assert {job.descriptors for job in held} == {held[0].descriptors}
     assert {job.threads for job in held} == {held[0].threads}
     assert {job.children for job in held} == {held[0].children}
-    # W&B keeps its latest hundred tables (wandb.sdk.artifacts.artifact_instance_cache), 0.2 MB each.
+    # W&B keeps the latest hundred tables (wandb.sdk.artifacts.artifact_instance_cache), of 0.2 MB each.
     assert held[-1].memory - held[1].memory < 20
     files = list((tmp_path / "sweep").glob("*/wandb/offline-run-*/*.wandb"))
     assert len({path.name for path in files}) == len(files) == 30

@@ -1,4 +1,4 @@
-"""What the user composes may name any class; what it raises is one sentence; observers never stop a run."""
+"""A user's own config may name any class, an exception in it becomes one sentence, and observers never stop a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Steps(pl.Callback):
 
 
 class Broken(pl.Callback):
-    """A user's callback with a mistake."""
+    """A user's callback with a bug."""
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         raise ZeroDivisionError("no batch is like another")

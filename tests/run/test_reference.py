@@ -1,4 +1,4 @@
-"""Every option is listed from its declaration: in `docs/options.md` and by ``python train.py --help``."""
+"""Every option is listed with its declaration, in `docs/options.md` and by ``python train.py --help``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_option_of_the_configs_is_on_the_page() -> None:
     listed = set(re.findall(r"^\| `([^`]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    foreign = ("optimizer.betas", "callbacks.average")  # of PyTorch and Lightning
+    foreign = ("optimizer.betas", "callbacks.average")  # declared by PyTorch and Lightning
     groups = {path.name for path in CONF.iterdir()}
     for name in option_names():
         known = name in listed or any(option.startswith(f"{name}.") for option in listed)
@@ -52,7 +52,7 @@ def test_help_lists_the_options_of_the_chosen_config_with_their_values(tmp_path:
     assert (outcome.status, outcome.err) == (0, "")
     assert "model.hidden_size=96 " in outcome.out and "lstm_cell" in outcome.out
     assert re.search(r"data\.bptt=8 +integer ≥ 1 +", outcome.out)
-    assert "identity" not in outcome.out  # an option of model=rnn
+    assert "identity" not in outcome.out  # an option of model=rnn only
 
 
 def test_a_new_option_needs_its_declaration_only() -> None:

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that never stopped; what would make it another run is refused."""
+"""A resumed run ends exactly like an uninterrupted one, and changes that would make it another run are refused."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Train = Callable[..., Path]
 
 
 class Killed(BaseException):
-    """As good as a kill, inside this process: nothing of ours handles it."""
+    """Stands for a kill in this process, because nothing in charlm handles it."""
 
 
 @pytest.fixture
 def train(text_file: Path, tmp_path: Path) -> Train:
-    """Trains in `folder`; stops as if killed before training step `until`."""
+    """Trains in `folder`, and stops before training step `until` as if killed."""
     base = [*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=8"]
     base += ["checkpoint.every_steps=5", "model.layers=2", "model.dropout=0.2", f"trainer.max_epochs={EPOCHS}"]
 
@@ -73,7 +73,7 @@ def die_before(patch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def refusal(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence with which `train.py` ends."""
+    """The sentence with which `train.py` refuses."""
     with pytest.raises(SystemExit) as caught:
         run_train(*arguments)
     err = capsys.readouterr().err
@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not_been(train: Train
     "limits",
     [
         ["+trainer.max_steps=70"],
-        ["+trainer.max_steps=56"],  # at an epoch's end
+        ["+trainer.max_steps=56"],  # at the end of an epoch
         ["trainer.limit_train_batches=10"],
         ["trainer.limit_train_batches=0.4"],
         ["+trainer.check_val_every_n_epoch=2"],
@@ -127,7 +127,7 @@ def test_a_finished_run_may_become_longer(train: Train, schedule: str) -> None:
     longer = train("longer", f"schedule={schedule}")
     run = train("shorter", f"schedule={schedule}", "trainer.max_epochs=1")
     train("shorter", f"resume={run}", f"trainer.max_epochs={EPOCHS}")
-    # SGDR's first cycle ends with the first epoch: its checkpoint was written by the shorter run.
+    # SGDR's first cycle ends with the first epoch, so the shorter run wrote its checkpoint.
     found = [d for d in differences(longer, run) if "/config/trainer/max_epochs is 3 and 1" not in d]
     assert found == []
     assert OmegaConf.load(run / ".hydra/config.yaml").trainer.max_epochs == EPOCHS

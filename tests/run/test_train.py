@@ -1,4 +1,4 @@
-"""train.py as a whole: what a run leaves behind, in every mode."""
+"""train.py as a whole: the files of a run in every mode."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_main_returns_the_loss_to_hydras_sweepers(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_best_checkpoint_has_the_best_validation_loss(base: tuple[str, ...], text: str, tmp_path: Path) -> None:
-    # A learning rate this high makes later epochs worse, so best and last differ.
+    # A learning rate this high makes later epochs worse, so that best and last differ.
     run_train(
         *base, "optimizer.lr=0.3", "schedule=constant", "trainer.max_epochs=5", "data.batch_size=1", "data.bptt=40"
     )
@@ -204,9 +204,9 @@ def test_csv_logger_writes_steps(base: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def wandb_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    """Config, history rows and group of the offline run below `folder`."""
+    """The config, history rows and group of the offline W&B run below `folder`."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 20  # W&B's own process may still be writing when `finish` returns
+    deadline = time.monotonic() + 20  # W&B's process may still be writing when `finish` returns
     while not any(record.HasField("exit") for record in wandb_records(file)) and time.monotonic() < deadline:
         time.sleep(0.05)
     config: dict[str, Any] = {}
@@ -267,7 +267,7 @@ def test_an_interrupt_ends_with_130_and_the_command_that_goes_on(text_file: Path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background jobs, such as this test run may be, ignore interrupts.
+        # Background jobs of a shell, as this test run may be one, ignore SIGINT.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""`charlm.train`: what the README shows for a notebook."""
+"""`charlm.train`, as the README uses it in a notebook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers import SMALL
 
 
 def test_training_from_python_is_training_from_the_command_line(tmp_path: Path, text_file: Path, text: str) -> None:
-    """Twice in one process, the second time resumed to become longer."""
+    """Trains twice in one process; the second call resumes the run and extends it."""
     overrides = ["data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=1", *SMALL]
     results = [charlm.train(*overrides, folder=tmp_path / name) for name in ("a", "b")]
     assert results[0].nats == results[1].nats == results[0].summary["best_val_nats"]

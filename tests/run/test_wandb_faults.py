@@ -1,4 +1,4 @@
-"""Whatever goes wrong with W&B, training continues to the end, and one line says what is missing."""
+"""Whatever goes wrong in W&B, training continues to the end, and one line says what is missing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def nothing_is_left() -> Iterator[None]:
 @pytest.fixture
 def base(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     for name in ("WANDB_API_KEY", "WANDB_SERVICE", "WANDB_ERROR_REPORTING", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, "")  # so that it is put back, whatever happens to it
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it, whatever happens to it
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -58,13 +58,13 @@ def base(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """What the newest W&B run in `folder` logged, as far as it is on the disk."""
+    """The rows logged by the newest W&B run in `folder`, as far as they are on disk."""
     return lines(max(folder.glob("wandb/*run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns))
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
     found = []
-    with contextlib.suppress(DecodeError):  # where it was cut off
+    with contextlib.suppress(DecodeError):  # at the end of a truncated file
         for record in wandb_records(file):
             if record.HasField("history"):
                 items = record.history.item
@@ -77,7 +77,7 @@ def logged_steps(folder: Path) -> int:
 
 
 def assert_complete(folder: Path) -> None:
-    """All of the run folder's own files are there."""
+    """Assert that all of the run folder's own files are there."""
     made = summary(folder)
     assert (made["epochs"], made["steps"]) == (2, STEPS)
     with (folder / "metrics.csv").open() as file:
@@ -88,7 +88,7 @@ def assert_complete(folder: Path) -> None:
 
 
 def the_line(err: str) -> str:
-    """The one line that is said on stderr."""
+    """The one line on stderr."""
     assert err.startswith("W&B: ") and err.count("\n") == 1, err
     return err
 
@@ -99,7 +99,7 @@ def child() -> int:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], Any]) -> None:
-    """Do `act` before training step `number`."""
+    """Call `act` before training step `number`."""
     original, count = CharLM.training_step, iter(range(1, 10**9))
 
     def training_step(self: CharLM, *arguments: Any) -> Any:
@@ -110,11 +110,11 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], Any]
     monkeypatch.setattr(CharLM, "training_step", training_step)
 
 
-# --- servers
+# Servers.
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A W&B server that answers with `status` and `body`; or never; or accepts a run, and is gone."""
+    """A W&B server that answers with `status` and `body`, never answers, or dies after it has accepted a run."""
 
     daemon_threads = True
 
@@ -170,7 +170,7 @@ FAULTS: dict[str, Callable[[], Server] | None] = {
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, str, int]]]:
-    """`train.py` with each of the servers, all at once because most of it is waiting: folder, stderr, status."""
+    """The folder, stderr and status of `train.py` with each server, all run at once because they mostly wait."""
     folder = tmp_path_factory.mktemp("servers")
     (folder / "text.txt").write_text("abcdefgh  " * 200)
     started = {}
@@ -181,7 +181,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
         environment |= {"WANDB_CONFIG_DIR": str(folder / "config"), "WANDB_ERROR_REPORTING": ""}
         for name in ("WANDB_MODE", "WANDB_SERVICE", "WANDB_SILENT", "WANDB_CONSOLE", "WANDB_ERROR_REPORTING"):
             environment.pop(name, None)
-        mode = "auto" if fault == "refused" else "online"  # somebody is logged in: it is the same
+        mode = "auto" if fault == "refused" else "online"  # the same, because ONLINE logs in
         run = [*TINY, "logger=wandb", f"logger.mode={mode}", f"data.path={folder}/text.txt"]
         started[fault] = subprocess.Popen(
             [sys.executable, "train.py", *run, f"hydra.run.dir={folder}/{fault}"],
@@ -211,7 +211,7 @@ def test_no_server_stops_training(fault: str, programs: dict[str, tuple[Path, st
     assert stored.name.startswith("run-" if fault == "dies" else "offline-run-")
     assert logged_steps(folder) == STEPS  # nothing is lost
     ids = {path.stem for path in folder.glob("wandb/*run-*/*.wandb")}
-    assert len(ids) == 1  # the server may have heard of the run before
+    assert len(ids) == 1  # a single id, because the server may already know the run
 
 
 def test_who_is_not_logged_in_is_told_so(base: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
@@ -220,7 +220,7 @@ def test_who_is_not_logged_in_is_told_so(base: tuple[str, ...], tmp_path: Path, 
     assert logged_steps(tmp_path / "run") == STEPS
 
 
-# --- files
+# Files.
 
 
 def test_the_wandb_folder_cannot_be_made(base: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:
@@ -252,7 +252,7 @@ def test_the_disk_is_full_for_wandb(
 ) -> None:
     at_step(monkeypatch, 20, lambda: resource.prlimit(child(), resource.RLIMIT_FSIZE, (6000, 6000)))
     run_train(*base)
-    assert capfd.readouterr().err == ""  # W&B itself does not notice
+    assert capfd.readouterr().err == ""  # W&B does not notice it
     assert_complete(tmp_path / "run")
     assert len(history(tmp_path / "run")) < STEPS
 
@@ -288,7 +288,7 @@ def test_the_disk_is_really_full(
     assert_complete(tmp_path / "run")
 
 
-# --- W&B's process
+# W&B's process.
 
 
 @pytest.mark.parametrize("step", [1, 20, STEPS])
@@ -390,7 +390,7 @@ def test_the_next_job_of_a_sweep_gets_its_wandb_run(
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
 
 
-# --- W&B's code
+# W&B's code.
 
 
 def test_wandb_cannot_be_imported(
@@ -420,7 +420,7 @@ def test_wandb_raises_what_nobody_expects(
     capfd: Any,
 ) -> None:
     if place[1] == "Table" and isinstance(error, SystemExit):
-        return  # in the thread that trains, it may be the user's
+        return  # in the training thread, SystemExit may be the user's
     monkeypatch.setattr(*place, fails(error))
     run_train(*base, "callbacks.samples.length=5")
     line = the_line(capfd.readouterr().err)
@@ -428,7 +428,7 @@ def test_wandb_raises_what_nobody_expects(
     assert_complete(tmp_path / "run")
 
 
-# --- the user's mistakes
+# The user's mistakes.
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_the_users_mistakes_are_refused(option: str, sentence: str, base: tuple[
     assert ended.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and sentence in err, err
 
 
-# --- resuming
+# Resuming.
 
 
 def test_a_resumed_run_resumes_its_wandb_run(base: tuple[str, ...], tmp_path: Path, capfd: Any) -> None:

@@ -1,4 +1,4 @@
-"""`encode`: from a corpus to ids."""
+"""`encode` turns a corpus into ids."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
-"""Corpora that go wrong: servers, disks, links, names and files that do what they should not.
+"""Faulty corpora: misbehaving servers, full disks, odd links, names and files.
 
-Every fault must end soon in one sentence and leave no partial file behind. Servers, processes, files, links and
-permissions are real ones. docs/reliability.md selects these tests by their names.
+Every fault must soon end in one sentence and leave no partial file behind. The servers, processes, files, links and
+permissions are real. docs/reliability.md selects these tests by name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TEXT = b"".join(b"%d quick brown foxes jump over the lazy dog\n" % i for i in ra
 HALF = TEXT[: len(TEXT) // 2]
 NAME = "text.txt"
 SHA = hashlib.sha256(TEXT).hexdigest()
-LARGEST = 1_000_000  # for these tests
+LARGEST = 1_000_000  # the download limit in these tests
 QUICK = "model.hidden_size=16", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none"
 
 
@@ -62,7 +62,7 @@ def alarm() -> Iterator[None]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Responds with the server's function for the path."""
+    """Responds to a path with the function that the server has for it."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def pause(self, seconds: float | None = None) -> bool:
-        """Wait; False when the test is over."""
+        """Wait. False once the test is over."""
         return not self.server.over.wait(seconds)
 
     def log_message(self, *_: Any) -> None:
@@ -92,7 +92,7 @@ Page = Callable[[Handler], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Pages on 127.0.0.1, and the requests so far."""
+    """Serves pages on 127.0.0.1 and records the requests."""
 
     daemon_threads = True
     block_on_close = False
@@ -109,7 +109,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def handle_error(self, *_: Any) -> None:
-        pass  # the client has gone away
+        pass  # the client has disconnected
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The real function's cache folder, in a temporary place."""
+    """The cache folder that downloads use, in a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("CHARLM_DATA_DIR", raising=False)
     return cache_dir()
@@ -322,7 +322,7 @@ def test_a_server_that_fails_leaves_nothing_behind(
     assert list(cache.iterdir()) == []
     assert get(server.url("/good")) == TEXT.decode()
     assert [path.name for path in cache.iterdir()] == [NAME]
-    assert capfd.readouterr() == ("", "")  # the error is printed by train.py
+    assert capfd.readouterr() == ("", "")  # train.py prints the error
 
 
 def test_a_mirror_that_works_makes_good_for_all_that_do_not(impatient: None, server: Server, cache: Path) -> None:
@@ -422,7 +422,7 @@ def test_processes_that_download_the_same_at_once_all_get_it(server: Server, cac
     together = threading.Barrier(3, timeout=50)
 
     def page(page: Handler) -> None:
-        together.wait()  # until all three have asked, so that none finds it in the cache
+        together.wait()  # wait for all three requests, so that no process finds the text in the cache
         whole(page)
 
     children = [child(server.url("/", page)) for _ in range(3)]
@@ -473,7 +473,7 @@ def test_a_disk_that_is_full_before_the_end_keeps_nothing(server: Server, cache:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that every user may write to."""
+    """A folder that every user can write to."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     yield folder
@@ -482,7 +482,7 @@ def public() -> Iterator[Path]:
 
 @pytest.fixture
 def ordinary_user(public: Path) -> Iterator[None]:
-    """Run the test as nobody, because permissions do not apply to root."""
+    """Run the test as the user nobody, because permissions do not apply to root."""
     if os.geteuid():
         yield
         return
@@ -794,7 +794,7 @@ def test_a_device_is_refused(device: str, tmp_path: Path) -> None:
 def test_a_file_in_proc_is_read_though_its_size_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read("/proc/self/status").text.startswith("Name:")
     monkeypatch.setattr(files, "SLACK", 100)
-    with pytest.raises(UsageError):  # all or nothing
+    with pytest.raises(UsageError):  # a file is read completely or not at all
         read("/proc/self/status")
 
 
@@ -802,7 +802,7 @@ def test_a_file_in_proc_is_read_though_its_size_is_said_to_be_none(monkeypatch: 
 def test_links_that_lead_round_in_circles_are_left_out(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c.txt").write_text("C\n")
-    for number in range(4):  # followed, they would make 4 ** 40 folders
+    for number in range(4):  # if followed, they would lead to 4 ** 40 folders
         (tmp_path / "a" / f"up{number}").symlink_to(tmp_path)
         (tmp_path / f"self{number}.txt").symlink_to(tmp_path / f"self{number}.txt")
     (tmp_path / "to.txt").symlink_to(tmp_path / "fro.txt")
@@ -855,7 +855,7 @@ def test_a_file_that_may_not_be_read_is_named(public: Path, ordinary_user: None,
         read(str(public / place))
 
 
-@pytest.mark.parametrize("mode", [0o000, 0o444])  # no list of what is in it; a list, but no way in
+@pytest.mark.parametrize("mode", [0o000, 0o444])  # cannot be listed; can be listed, but its files cannot be read
 @pytest.mark.parametrize("pattern", ["", "**/*.txt", "sub/a.txt"])
 def test_a_folder_that_may_not_be_entered_is_never_left_out_silently(
     public: Path, ordinary_user: None, mode: int, pattern: str
@@ -920,7 +920,7 @@ def test_odd_names_can_be_printed_when_they_are_refused(tmp_path: Path, name: by
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Outcome]:
-    """``python train.py`` with its own cache, and no network but the server's."""
+    """``python train.py`` with a separate cache, and no network except the test server."""
 
     def start(*overrides: str) -> Outcome:
         env = {**environment(tmp_path), "NO_PROXY": "127.0.0.1", "PYTHONIOENCODING": "utf-8:strict"}

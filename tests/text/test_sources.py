@@ -81,12 +81,12 @@ def data_dir(monkeypatch, tmp_path, cache):
 @pytest.fixture
 def dead_url(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with socket.socket() as taken:  # bound but not listening: every connection is refused
+    with socket.socket() as taken:  # bound but not listening, so every connection is refused
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/{NAME}"
 
 
-# download
+# `download`.
 
 
 def test_the_data_folder_goes_before_the_cache_and_the_network(data_dir, cache, server):
@@ -214,7 +214,7 @@ def test_the_default_cache_folder_is_charlms_own():
     assert corpus.cache_dir().name == "charlm"
 
 
-# python_docs and python_source
+# `python_docs` and `python_source`.
 
 
 def test_python_docs_is_the_language_reference_and_the_same_each_time():
@@ -256,7 +256,7 @@ def test_python_without_sources_is_unavailable(monkeypatch, tmp_path):
         python_source()
 
 
-# read
+# `read`.
 
 
 @pytest.mark.parametrize("data", [DATA, b"no newline at the end", b"\r\n\r\n", b"old Mac\rlines\r", b"nul \0 inside"])
@@ -370,7 +370,7 @@ def test_line_ends_are_kept(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
 def test_a_byte_order_mark_is_dropped(tmp_path, encoding):
-    mark = "" if encoding in ("utf-16", "utf-8-sig") else "\ufeff"  # those two write one themselves
+    mark = "" if encoding in ("utf-16", "utf-8-sig") else "\ufeff"  # these two write a BOM themselves
     write(tmp_path, {"a.txt": (mark + "aé").encode(encoding)})
     assert read(str(tmp_path / "a.txt"), encoding).text == "aé"
 

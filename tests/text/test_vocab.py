@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from charlm.errors import UsageError
 from charlm.text.vocab import REPLACEMENT, Vocab, code_points, describe, normalise
 
-ANY_CHARACTER = st.one_of(st.characters(), st.characters(categories=["Cs"]))  # lone surrogates, too
+ANY_CHARACTER = st.one_of(st.characters(), st.characters(categories=["Cs"]))  # including lone surrogates
 ANY_TEXT = st.text(ANY_CHARACTER, min_size=1, max_size=60)
 TELLING = [
     "déjà vu – naïve",
@@ -18,7 +18,7 @@ TELLING = [
     "漢字かな한글",
     "a\r\nb\rc\n",
     "\ud83d alone, \ude00 alone",
-    "\ud83d\ude00",  # two lone surrogates are not the emoji
+    "\ud83d\ude00",  # two lone surrogates, not the emoji
     "\0\x01\x7f",
     "\U0010ffff",
     "\ufeff\ufffd",

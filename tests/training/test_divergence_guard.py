@@ -1,4 +1,4 @@
-"""A run that is interrupted or diverges stops in an orderly way and leaves a good checkpoint."""
+"""A run that is interrupted or diverges stops cleanly and leaves a good checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def base(text_file: Path) -> list[str]:
 
 
 def after_each_step(patch: pytest.MonkeyPatch, change: Step) -> None:
-    """Let `change` see, and replace, the loss of every training step (28 an epoch), which count from 1."""
+    """Pass the loss of every training step to `change`, which may replace it. Steps count from 1; an epoch has 28."""
     original, count = CharLM.training_step, iter(range(1, 10**9))
 
     def training_step(self: CharLM, *arguments: Any) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_a_broken_loss_stops_the_run_at_once(
 def test_broken_weights_are_never_saved(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The loss is still fine when the last step breaks the weights; only the next one would show it."""
+    """The last step breaks the weights while its loss is still finite; only the next loss would show it."""
 
     def broken(self: CharLM, loss: torch.Tensor, step: int) -> torch.Tensor | None:
         return loss * math.nan if step == 35 else None
@@ -118,7 +118,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
 )
 @pytest.mark.parametrize("every", [1, 50])
 def test_what_is_too_much(losses: list[float], stops: bool, every: int, tmp_path: Path, text: str) -> None:
-    """In uniform guesses; on a GPU, losses are checked 50 at a time."""
+    """Losses are in units of a uniform guess's. On a GPU, they are checked 50 at a time."""
     data, guard = data_module(text), DivergenceGuard()
     run = trainer(tmp_path, limit_train_batches=0)
     module = char_lm(GRU(len(data.vocab), 4, 6))
@@ -163,7 +163,7 @@ def test_two_interrupts_stop_at_once_and_the_run_can_resume(
 def test_an_interrupt_in_validation_or_test_is_no_traceback(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
-    """In validation it waits for the epoch's end; in the test, after training, there is nothing to wait for."""
+    """In validation, it takes effect at the end of the epoch; in the final test, training is already complete."""
     base = [*base, "data.test=0.1", "trainer.max_epochs=2"]
     run_train(*base, f"hydra.run.dir={tmp_path}/unbroken")
     original = getattr(CharLM, moment)

@@ -1,4 +1,4 @@
-"""Carrying, detaching and resetting the state; exact means; validation that does not disturb training."""
+"""The state is carried, detached and reset; means are exact; validation does not disturb training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers import MODELS, char_lm, data_module, model_spec, trainer
 
 
 class LastOnly(GRU):
-    """A family that predicts only after a window."""
+    """Predicts only after a window."""
 
     def forward(self, x_BT: Tensor, state: State | None = None) -> Output:
         logits, state, hidden = super().forward(x_BT, state)
@@ -29,7 +29,7 @@ class LastOnly(GRU):
 
 
 class Unigram(Network):
-    """Ignores its input: its loss has a closed form."""
+    """Ignores its input, so that its loss has a closed form."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ UNBOUNDED = [name for name in MODELS if model_spec(name).get("window") is None]
 def test_carried_losses_equal_one_long_unbroken_pass(name: str, text: str) -> None:
     torch.manual_seed(0)
     data = data_module(text, bptt=7)
-    # Evaluation mode: no dropout, and batch normalisation as it predicts.
+    # Evaluation mode: no dropout, and batch normalisation with running statistics.
     network = build_network({**model_spec(name), "hidden_size": 8}, len(data.vocab)).eval()
     module = char_lm(network)
     losses = [

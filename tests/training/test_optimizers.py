@@ -1,4 +1,4 @@
-"""Every optimiser and every scheduler of PyTorch: three steps, saved, opened and resumed."""
+"""Every optimiser and every scheduler of PyTorch can be trained, saved, opened and resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPTIMIZERS = sorted(
     if inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer and name not in UNFIT
 )
 
-# What each scheduler is given; those that are not here take the optimiser alone.
+# The arguments of each scheduler besides the optimiser.
 SCHEDULERS: dict[str, Any] = {
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], optimizer=o
@@ -58,7 +58,7 @@ SCHEDULERS: dict[str, Any] = {
     "PolynomialLR": {},
 }
 
-# Bases, and the one that needs to be told a loss at every step.
+# Base classes, and the scheduler that needs a loss at every step.
 NO_SCHEDULERS = {"LRScheduler", "_LRScheduler", "ReduceLROnPlateau"}
 
 
@@ -70,7 +70,7 @@ def test_no_scheduler_is_forgotten() -> None:
 def fit(
     folder: Path, text: str, optimizer: Any, scheduler: Any, steps: int, path: Path | None
 ) -> tuple[Any, pl.Trainer]:
-    """Train up to `steps` steps, from `path` if there is one, and save."""
+    """Train until step `steps`, from the checkpoint `path` if there is one, and save."""
     data = data_module(text)
     spec = {"_target_": "charlm.models.recurrent.GRU", "embedding_size": 6, "hidden_size": 8}
     pl.seed_everything(0, verbose=False)
@@ -85,7 +85,7 @@ def fit(
 
 
 def resumes(folder: Path, text: str, optimizer: Any, scheduler: Any = None) -> None:
-    """Three steps, saved, opened, and three more are the same as six in one go."""
+    """Assert that three steps, saving, resuming and three more steps equal six steps without interruption."""
     fit(folder, text, optimizer, scheduler, 3, None)
     path = folder / "3.ckpt"
     opened = load_checkpoint(path)
@@ -123,7 +123,7 @@ def test_every_scheduler_resumes(tmp_path: Path, text: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
 def test_a_fused_kernel_is_never_given_a_tensor_of_another_size(name: str, wrong: torch.Tensor) -> None:
     weights = torch.nn.Parameter(torch.zeros(2, 2))
-    for fused in (True, False):  # a checkpoint could turn it on
+    for fused in (True, False):  # a checkpoint could enable it
         optimizer = torch.optim.Adam([weights], fused=fused)
         weights.grad = torch.ones(2, 2)
         optimizer.step()

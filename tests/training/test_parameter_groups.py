@@ -1,4 +1,4 @@
-"""Parameter groups, the objective, and clipping: what one step of the optimiser really does."""
+"""Parameter groups, the objective and clipping: the effect of one optimiser step."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def objective(name: str = "mean", l2: float = 0.0) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
     network = ScanTanh(V, 5).double()
     with torch.no_grad():
-        network.b_h += 1  # a bias that a penalty would show
+        network.b_h += 1  # a penalty that included biases would change
     x, y = torch.randint(V, (2, 3, 4))
     return (*Objective(reduction=name, l2=l2)(network(x)[0], y, network), network, x, y)
 
@@ -174,7 +174,7 @@ def test_an_untrained_scan_network_costs_25_uniform_guesses_and_its_penalty(text
     x = torch.zeros(1, 25, dtype=torch.long)
     loss, nats, penalty = Objective(reduction="sum", l2=0.01)(network(x)[0], x, network)
     assert 25 * nats.item() == pytest.approx(25 * math.log(D), rel=0.25)
-    assert penalty.item() == pytest.approx(0.01 * (100 + 100 + 98), rel=0.05)  # Σ w² of N(0, 1/rows) is the columns
+    assert penalty.item() == pytest.approx(0.01 * (100 + 100 + 98), rel=0.05)  # N(0, 1/rows): Σ w² = columns
     many = [
         Objective(reduction="sum")(network(ids)[0], ids, network)[1].item()
         for ids in torch.arange(D).view(D, 1, 1).expand(D, 1, 25)

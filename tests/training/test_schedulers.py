@@ -1,4 +1,4 @@
-"""Learning rates against closed formulas, and the checkpoints at cycle ends."""
+"""Learning rates compared with closed formulas, and the checkpoints at the ends of cycles."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rates(scheduler: LRScheduler, steps: int, group: int = 0) -> list[float]:
 
 
 def sgdr_formula(t: int, full: float, least: float, first: int, mult: int) -> float:
-    """Loshchilov & Hutter's equation 5, its cycle found by adding up."""
+    """Equation 5 of Loshchilov & Hutter, with the cycle found by summing lengths."""
     length = first
     while t >= length:
         t, length = t - length, length * mult
