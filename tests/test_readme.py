@@ -23,7 +23,7 @@ TRAIN = sorted({c.split("&&")[-1].strip() for c in [*COMMANDS, *INLINE] if "trai
 FEWER = ("trainer.max_epochs=1", "model.hidden_size=8", "data.batch_size=4", "data.bptt=8", "++data.train=400")
 
 
-def test_the_two_commands_of_the_issue_stand_in_the_readme() -> None:
+def test_the_readme_has_the_two_commands() -> None:
     assert "pip install -e . && python train.py model=gru" in COMMANDS
     assert 'pip install -e ".[dev,keras]" && pytest' in COMMANDS
 

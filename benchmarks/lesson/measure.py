@@ -12,7 +12,7 @@ from typing import Any
 
 import charlm
 from benchmarks.lesson.lesson import STEPS, Entry
-from benchmarks.lesson.runs import ROOT, command, read_csv, said
+from benchmarks.lesson.runs import ROOT, command, overrides_of, read_csv
 from charlm.errors import UsageError
 
 ORACLE = "tests.models.oracle"
@@ -20,7 +20,7 @@ ORACLE = "tests.models.oracle"
 
 def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
     """The results of an entry, from its run."""
-    summary = json.loads((run / "summary.json").read_text())
+    summary, trained = json.loads((run / "summary.json").read_text()), overrides_of(run)
     rows = read_csv(run / "metrics.csv")[: entry.epochs]
     if any(not row[f"{entry.compared}_nats"] for row in rows):
         raise UsageError(f"row {entry.row} compares the {entry.compared} loss, and this run has none: see {run}")
@@ -33,7 +33,7 @@ def measure(entry: Entry, run: Path, overrides: list[str]) -> dict[str, Any]:
         answers.append([prompt, theirs, model.generate(prompt, len(theirs), greedy=True)])
     return {
         "command": " ".join(["python train.py", *command(entry, overrides)[:-1]]),  # the logger changes no figure
-        "taken_from": "" if said(run) == command(entry, overrides) else " ".join((said(run) or [])[:-1]),
+        "taken_from": "" if trained == command(entry, overrides) else " ".join((trained or [])[:-1]),
         "parameters": summary["parameters"],
         "ours": figures(entry, run, rows),
         "minutes": sum(float(row["seconds"]) for row in rows) / 60,

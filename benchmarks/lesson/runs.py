@@ -36,7 +36,7 @@ def place(entry: Entry, folder: Path, overrides: list[str]) -> Path:
     return folder / name
 
 
-def said(run: Path) -> list[str] | None:
+def overrides_of(run: Path) -> list[str] | None:
     """The overrides with which a run was started, or None if there is no run."""
     file = run / ".hydra/overrides.yaml"
     return list(OmegaConf.load(file)) if file.is_file() else None
@@ -47,7 +47,7 @@ def find_run(entry: Entry, folder: Path, overrides: list[str]) -> Path | None:
     longer = [e for e in LADDER if entry.epochs and e.long and e.experiment == entry.experiment]
     for candidate in [entry, *longer]:
         run = place(candidate, folder, overrides)
-        if (run / "summary.json").is_file() and said(run) == command(candidate, overrides):
+        if (run / "summary.json").is_file() and overrides_of(run) == command(candidate, overrides):
             return run
     return None
 
@@ -57,7 +57,7 @@ def train(entry: Entry, folder: Path, overrides: list[str], bar: Progress) -> Pa
     run = place(entry, folder, overrides).resolve()
     log = run.with_name(f"{run.name}.log")
     if run.exists() and any(run.iterdir()):
-        if (run / "summary.json").exists() or said(run) != command(entry, overrides):
+        if (run / "summary.json").exists() or overrides_of(run) != command(entry, overrides):
             raise UsageError(f"{run} holds something else: move it away, or choose another --folder")
     # What is left here is an interrupted run of this entry. Without a checkpoint, there is nothing in it to keep.
     resumable = (run / "checkpoints/last.ckpt").is_file()

@@ -48,7 +48,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_opens_and_goes_on(train: Train, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_opens_and_resumes(train: Train, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(family)
     last = run / "checkpoints/last.ckpt"
     opened = load_checkpoint(last, trust=["tests"])

@@ -115,7 +115,7 @@ def test_so_does_one_under_lightnings_limits(train: Train, limits: list[str], un
 
 
 @pytest.mark.parametrize("name", ["best", "cycle-1"])
-def test_any_checkpoint_can_be_gone_on_from(train: Train, name: str) -> None:
+def test_any_checkpoint_can_be_resumed(train: Train, name: str) -> None:
     unbroken = train("unbroken", "schedule=sgdr", "model=lstm")
     run = train("killed", "schedule=sgdr", "model=lstm", until=40)
     train("killed", f"resume={run}/checkpoints/{name}.ckpt")
@@ -162,7 +162,7 @@ def test_a_run_goes_on_where_it_was_moved_to(train: Train) -> None:
     assert differences(unbroken, moved) == []
 
 
-def test_times_go_on(train: Train) -> None:
+def test_times_continue(train: Train) -> None:
     run = train("run", until=40)
     before = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["History"]
     train("run", f"resume={run}")
@@ -314,7 +314,7 @@ def test_links_in_a_run_folder_lead_nothing_astray(train: Train, tmp_path: Path)
     assert differences(unbroken, run) == []
 
 
-def test_a_run_that_stopped_early_goes_on_only_to_become_longer(train: Train) -> None:
+def test_a_run_that_stopped_early_resumes_only_to_become_longer(train: Train) -> None:
     stop = (
         "+callbacks.stop={_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/nats,patience:1,min_delta:9}"
     )

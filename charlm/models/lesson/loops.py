@@ -103,13 +103,13 @@ class KerasLoop(_Loop):
             Window | None, Field(description="Length of the window (model.window); null: an output at every step.")
         ] = None,
         own_embeddings: Annotated[
-            bool, Field(description="A separate embedding for each place in the window (the lesson's embedding_input).")
+            bool, Field(description="A separate embedding for each position in the window (as in the lesson).")
         ] = False,
         activation: Activation = "relu",
         identity: Identity = False,
     ) -> None:
         if own_embeddings and places is None:
-            raise OptionError("own_embeddings", "needs a window: there is one embedding for each place", True)
+            raise OptionError("own_embeddings", "needs a window: there is one embedding for each position", True)
         tables = places if own_embeddings and places else 1
         super().__init__(vocab_size, embedding_size, hidden_size, tables)
         self.places, self.offset = places, vocab_size if own_embeddings else 0
