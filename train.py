@@ -43,7 +43,7 @@ if __name__ == "__main__":
             with quick_imports():
                 from charlm.run.reference import print_help
 
-            print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+            print_help([argument.partition(",")[0] for argument in sys.argv[1:] if "=" in argument])
             sys.exit()
         main()
         if failed_jobs:

@@ -44,5 +44,9 @@ def as_usage_error(what: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]  # PyTorch adds its C++ frames below
-        raise UsageError(f"{what}: {reason[0]}") from error
+        raise UsageError(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or its type. PyTorch adds its C++ frames below."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

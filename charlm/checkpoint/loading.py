@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm.checkpoint.building import MOST_TENSORS, at_most, build_network
+from charlm.checkpoint.building import MOST_TENSORS, at_most, build_network, package_of
 from charlm.checkpoint.format import FIELDS, FORMAT, KEY, PREFIX, Checkpoint
 from charlm.checkpoint.safe_loading import check_weights, is_plain, read_safely
 from charlm.errors import UsageError, as_usage_error
@@ -56,8 +56,14 @@ def rebuild(
 ) -> Network:
     """The network of `spec` with `weights` from a file of `size` bytes. Raises UsageError if they do not fit."""
     # First compare names, shapes and types without allocating memory: a file must not ask for more than its size.
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), at_most(MOST_TENSORS, "are allowed"):
-        plan = build_network(spec, vocab_size, trust)
+    with torch.random.fork_rng(devices=[]), at_most(MOST_TENSORS, "are allowed"):
+        try:
+            with torch.device("meta"):
+                plan = build_network(spec, vocab_size, trust)
+        except UsageError as error:
+            if package_of(spec.get("_target_")) == "charlm" or "meta" not in str(error):
+                raise
+            plan = build_network(spec, vocab_size, trust)  # a trusted class whose constructor reads a tensor
     precision = check_fit(plan, weights, size)
     # Then build the network with its own constructor and copy the weights into it, so that everything else (tied or
     # computed weights, buffers that are not saved) is as it was in training.

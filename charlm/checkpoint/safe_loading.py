@@ -88,7 +88,7 @@ def check_pickle(data: bytes) -> None:
 
 
 def is_plain(value: object) -> bool:
-    """Whether `value` consists of dicts with text keys, lists, text, numbers, booleans and None only.
+    """Whether `value` consists of dicts with keys of text or integers, lists, text, numbers, booleans and None only.
 
     Also False for more values than a config can have: a list that contains another one ten times, and so on, takes few
     bytes in a file but forever to traverse.
@@ -99,7 +99,7 @@ def is_plain(value: object) -> bool:
             return True
         part, depth = waiting.pop()
         if type(part) is dict:
-            if not all(type(key) is str for key in part):
+            if not all(type(key) in (str, int) for key in part):
                 return False
             inside = list(part.values())
         elif type(part) in (list, tuple):

@@ -7,12 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from charlm.errors import OptionError
-from charlm.options import Count, Options, PositiveInt
-
-
-def _as_text(value: object) -> object:
-    """Hydra reads data.path=2024 as a number."""
-    return str(value) if type(value) in (int, float) else value
+from charlm.options import Count, Options, PositiveInt, Text
 
 
 def _fraction_or_count(value: object) -> object:
@@ -23,7 +18,6 @@ def _fraction_or_count(value: object) -> object:
     return value
 
 
-Text = Annotated[str, BeforeValidator(_as_text)]
 Share = Annotated[int | float, BeforeValidator(_fraction_or_count)]
 
 

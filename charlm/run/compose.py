@@ -69,18 +69,22 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
     if not CONF.is_dir():
         raise UsageError(f"there is no {CONF}: install charlm from a clone with pip install -e .")
     given = list(overrides)
+    if hydra := [override for override in given if override.lstrip("+~").startswith("hydra.run.")]:
+        raise UsageError(f"{hydra[0]} has no effect in Python: give folder=")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose("train", given, return_hydra_config=True)
         except Exception as error:
-            raise UsageError(explain(error) or str(error).strip().splitlines()[0]) from None
+            raise UsageError(explain(error) or " ".join(str(error).split())) from None
         choices = config.hydra.runtime.choices
         model, experiment = choices.get("model"), choices.get("experiment")
     OmegaConf.set_struct(config, False)
     config.pop("hydra")
     settings = checked_settings(config)
     if settings.resume is not None:
-        folder = folder_of(Path(str(settings.resume)))
+        if folder is not None:
+            raise UsageError("a resumed run stays in its own folder: leave out folder=")
+        folder = folder_of(Path(settings.resume))
     elif folder is None:
         folder = Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}_{settings.data.name}")
     return settings, Job(Path(folder), given, model, substitute=substitution("train", given, experiment))

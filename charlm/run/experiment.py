@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from charlm.checkpoint.building import package_of
@@ -28,7 +29,7 @@ from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
 from charlm.data.module import CharDataModule
-from charlm.errors import UsageError, as_usage_error
+from charlm.errors import UsageError, as_usage_error, first_line
 from charlm.inference.language_model import LanguageModel, load
 from charlm.run.build import (
     build_callbacks,
@@ -39,9 +40,10 @@ from charlm.run.build import (
     steps_per_epoch,
 )
 from charlm.run.compose import Job
-from charlm.run.instantiate import instantiate
+from charlm.run.instantiate import instantiate, signature
 from charlm.run.resume import check_unused, escape, fresh, resumed
 from charlm.run.settings import Settings
+from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import Diverged, DivergenceGuard
 from charlm.training.callbacks.history import History
@@ -86,8 +88,8 @@ def run(settings: Settings, job: Job) -> Result:
     schedule = fill_in_lengths(settings.schedule, settings.trainer.max_epochs, steps)
     settings = settings.model_copy(update={"schedule": schedule})
     origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
-    trust = None if plan.checkpoint is None else ()  # what the user typed is trusted, what a file says is not
-    model = build_model(settings, data, origin, record, trust)
+    typed = plan.checkpoint is None  # what the user typed is trusted, what a file says is not
+    model = build_model(settings, data, origin, record, None if typed else ())
     validate = bool(data.rows["val"]) and settings.trainer.limit_val_batches != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
@@ -107,7 +109,8 @@ def run(settings: Settings, job: Job) -> Result:
         console.print(notice, style="bold yellow", markup=False)
 
     new = plan.checkpoint is None
-    with claimed(folder, new=new), resumable(folder, checkpoints):
+    trust = trust_prefix(settings.model_dump())
+    with claimed(folder, new=new), resumable(trust + resume_command(folder), checkpoints):
         save_config(settings, folder, job, new=new)
         started = time.perf_counter()
         with quiet(), logging_to(trainer, settings, folder, record["sweep"]):
@@ -118,6 +121,9 @@ def run(settings: Settings, job: Job) -> Result:
                 console.print(profiler.summary() or "", markup=False, end="")
             if not history.rows:
                 raise UsageError("trainer: these limits leave no batch to train on")
+            validate = math.isfinite(history.best_nats)
+            if not checkpoints.best.exists():  # training ended before the first validation
+                replace_file(checkpoints.best, checkpoints.last.read_bytes())
             if model.first_step in (None, trainer.global_step):
                 more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
                 console.print(f"this run had already finished its {len(history.rows)} epochs; {more}")
@@ -148,7 +154,7 @@ def run(settings: Settings, job: Job) -> Result:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
         store.write(folder / "summary.json", (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
         store.close()
-    report(console, summary)
+    report(console, summary, trust)
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
     trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)
@@ -168,7 +174,7 @@ def claimed(folder: Path, *, new: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+def resumable(command: str, checkpoints: Checkpoints) -> Iterator[None]:
     """Print the resume command when a run is interrupted."""
     try:
         yield
@@ -179,7 +185,7 @@ def resumable(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
         raise
     except BaseException:
         if checkpoints.last.exists():
-            print(f"resume with\n  {resume_command(folder)}", file=sys.stderr)
+            print(f"resume with\n  {command}", file=sys.stderr)
         raise
 
 
@@ -204,8 +210,10 @@ def logging_to(trainer: pl.Trainer, settings: Settings, folder: Path, sweep: str
     """
     built = instantiate("logger", settings.logger)
     if isinstance(built, functools.partial):
+        run = {"folder": folder, "config": settings.model_dump(), "sweep": sweep}
+        taken = signature(built.func) or {}
         with as_usage_error("logger"):
-            built = built(folder=folder, config=settings.model_dump(), sweep=sweep)
+            built = built(**{name: value for name, value in run.items() if name in taken})
     trainer.loggers = [built] if built else []
     status = 1
     try:
@@ -230,6 +238,8 @@ def fit(
     except UsageError:
         raise
     except Exception as error:
+        if isinstance(error, MisconfigurationException):
+            raise UsageError(f"trainer: {first_line(error)}") from None
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise UsageError(
                 f"there is not enough memory: lower data.batch_size={data.batch_size}, data.bptt={data.bptt} or "
@@ -281,11 +291,6 @@ def raised_by(error: BaseException, callbacks: Mapping[str, pl.Callback]) -> str
             if frame.f_locals.get("self") is callback:
                 return name
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of the error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def save_config(settings: Settings, folder: Path, job: Job, *, new: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -13,7 +14,10 @@ from hydra.errors import InstantiationException
 from charlm.data.options import DataOptions
 from charlm.errors import OptionError, UsageError, as_usage_error
 from charlm.run.settings import Settings
+from charlm.run.suggest import option_names
 from charlm.text.corpus import Corpus
+
+INTERNAL = {"params", "optimizer", "vocab_size", "folder", "config", "sweep"}  # arguments that charlm fills in
 
 
 def instantiate(name: str, node: Any) -> Any:
@@ -24,11 +28,23 @@ def instantiate(name: str, node: Any) -> Any:
     if node is None:
         return None
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
+        # Hydra would resolve interpolations again, twice: here they are text, perhaps of a checkpoint from anybody.
+        return hydra.utils.instantiate(escape(escape(node)), _convert_="all")
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         with as_usage_error(name):
             raise cause or error from None
+
+
+def escape(value: Any) -> Any:
+    """`value` with every ``${`` escaped for OmegaConf: the config in a checkpoint is already resolved."""
+    if isinstance(value, dict):
+        return {key: escape(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [escape(part) for part in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return value
 
 
 def resolve_target(name: str, target: object) -> Any:
@@ -43,8 +59,8 @@ def resolve_target(name: str, target: object) -> Any:
 def with_known_arguments(settings: Settings, given: Collection[str]) -> Settings:
     """`settings` with only such arguments as their classes take. `given` names the options that the user set.
 
-    Where the user changed only a ``_target_``, the other class's arguments are dropped. Any other argument that a class
-    does not take raises OptionError.
+    Where a config or the user changed a ``_target_``, the options of the class in ``conf/`` are dropped. Any other
+    argument that a class does not take raises OptionError.
     """
 
     def known(name: str, node: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -54,6 +70,7 @@ def with_known_arguments(settings: Settings, given: Collection[str]) -> Settings
     return settings.model_copy(
         update={
             **{name: known(name, getattr(settings, name)) for name in ("model", "optimizer", "logger")},
+            "data": settings.data.model_copy(update={"corpus": known("data.corpus", settings.data.corpus)}),
             "schedule": settings.schedule.model_copy(update=schedule),
             "callbacks": {name: known(f"callbacks.{name}", node) for name, node in settings.callbacks.items()},
         }
@@ -69,13 +86,12 @@ def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> 
     taken = [*parameters, "window"] if name == "model" else list(parameters)  # see `build_network`
     foreign = [key for key in node if not key.startswith("_") and key not in taken]
     for key in foreign:
-        if f"{name}._target_" not in given or any(f"{option}.".startswith(f"{name}.{key}.") for option in given):
+        typed = any(f"{option}.".startswith(f"{name}.{key}.") for option in given)
+        if typed or f"{name}.{key}" not in option_names():
             close = difflib.get_close_matches(key, taken, 1)
-            raise OptionError(
-                f"{name}.{key}",
-                f"is not an option of {str(node['_target_']).rpartition('.')[2]}"
-                + (f": did you mean {name}.{close[0]}?" if close else f", which takes {', '.join(taken)}"),
-            )
+            options = ", ".join(option for option in taken if option not in INTERNAL) or "no options"
+            more = f": did you mean {name}.{close[0]}?" if close else f", which takes {options}"
+            raise OptionError(f"{name}.{key}", f"is not an option of {str(node['_target_']).rpartition('.')[2]}{more}")
     return {key: value for key, value in node.items() if key not in foreign}
 
 
@@ -90,7 +106,7 @@ def signature(target: Any, *, evaluate: bool = False) -> dict[str, inspect.Param
     for function in [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)] or [target]:
         try:
             parameters = inspect.signature(function, eval_str=evaluate).parameters
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, NameError):  # the latter for a type that is imported for type checking only
             return None
         kinds = {parameter.kind for parameter in parameters.values()}
         named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

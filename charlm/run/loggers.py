@@ -18,7 +18,7 @@ from pydantic import Field
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from charlm.errors import UsageError
-from charlm.options import checked
+from charlm.options import Text, checked
 from charlm.run.wandb_thread import FINISH_SECONDS, INIT_SECONDS, WandbThread, reason, say
 
 
@@ -27,13 +27,13 @@ def wandb_logger(
     folder: Path,
     config: dict[str, Any],
     sweep: str | None,
-    project: Annotated[str, Field(description="W&B project.")],
+    project: Annotated[Text, Field(description="W&B project.")],
     mode: Annotated[
         Literal["auto", "online", "offline"],
         Field(description="auto is online for whoever is logged in (or as WANDB_MODE says), else offline."),
     ],
-    group: Annotated[str | None, Field(description="W&B group; null: the jobs of one multirun share a group.")],
-    tags: Annotated[list[str], Field(description="W&B tags.")],
+    group: Annotated[Text | None, Field(description="W&B group; null: the jobs of one multirun share a group.")],
+    tags: Annotated[list[Text], Field(description="W&B tags.")],
 ) -> Logger | None:
     """A W&B run in `folder`, silent in the terminal; a resumed run continues its W&B run.
 
@@ -107,7 +107,7 @@ def mlflow_logger(
     folder: Path,
     config: dict[str, Any],
     sweep: str | None,
-    experiment_name: Annotated[str, Field(description="MLflow experiment.")],
+    experiment_name: Annotated[Text, Field(description="MLflow experiment.")],
     tracking_uri: Annotated[
         str | None, Field(description="Address of an MLflow server; null: a database mlflow.db in the run folder.")
     ],

@@ -8,7 +8,6 @@ threads, the result is bit for bit that of an uninterrupted run.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.data.options import DataOptions
 from charlm.errors import UsageError
 from charlm.run.compose import Job
-from charlm.run.instantiate import build_corpus, with_known_arguments
+from charlm.run.instantiate import build_corpus, escape, with_known_arguments
 from charlm.run.settings import Settings, check_settings
 from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
@@ -113,8 +112,11 @@ def resumed(settings: Settings, job: Job) -> Plan:
         raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
     if opened.config.get("model") != opened.model:  # which could ask for more memory than the file has
         raise UsageError(f"{path} is damaged: its config describes another model than its weights belong to")
+    # What the user typed may name any class. The model's was checked when it was loaded.
+    typed = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in job.overrides}
+    check_targets({name: section for name, section in opened.config.items() if name not in {"model", *typed}})
     saved, notices = change(opened.config, settings, job.overrides, opened.run["overrides"])
-    check_targets(saved.model_dump(exclude={"model"}))  # the model's is checked when it is loaded
+    saved = with_known_arguments(saved, job.given)
     try:
         corpus = build_corpus(saved.data)
     except UsageError as error:
@@ -139,7 +141,7 @@ def change(
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if not any(key == option or key.startswith(f"{option}.") for option in OVERRIDABLE):
-            if override not in before:
+            if override not in before and OmegaConf.select(asked, key) != OmegaConf.select(changed, key):
                 raise UsageError(
                     f"{override} cannot change in a resumed run, which keeps its own config; only "
                     f"{', '.join(OVERRIDABLE[1:])} can: start a new run, or leave it out"
@@ -155,18 +157,11 @@ def change(
         raise UsageError(
             f"trainer.max_epochs={epochs} is less than the run's {planned}: a resumed run can only get longer"
         )
-    made_for = (result.schedule.scheduler or {}).get("epochs")
+    scheduler = result.schedule.scheduler or {}
+    if epochs > planned and "total_steps" in scheduler:
+        name = str(scheduler["_target_"]).rpartition(".")[2]
+        raise UsageError(f"trainer.max_epochs={epochs}: {name} was made for {planned} epochs and cannot be extended")
+    made_for = scheduler.get("epochs")
     if made_for in (None, epochs):
         return result, []
     return result, [f"the scheduler was made for {made_for} epochs: after them the learning rate stays constant"]
-
-
-def escape(value: Any) -> Any:
-    """`value` with every ``${`` escaped for OmegaConf: the config in a checkpoint is already resolved."""
-    if isinstance(value, dict):
-        return {key: escape(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [escape(part) for part in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
-    return value

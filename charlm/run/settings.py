@@ -6,6 +6,7 @@ declares and checks these options.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,8 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from charlm.data.options import DataOptions
 from charlm.errors import OptionError
-from charlm.options import Count, NonNegative, Options, PositiveInt, Seed
-from charlm.run.suggest import did_you_mean
+from charlm.options import Count, NonNegative, Options, PositiveInt, Seed, Text
+from charlm.run.suggest import CONF, did_you_mean
 from charlm.training.callbacks.checkpoints import CheckpointOptions
 from charlm.training.objective import Objective
 from charlm.training.parameter_groups import ParameterGroups
@@ -35,7 +36,7 @@ class OptimizerOptions(Options):
 
     model_config = ConfigDict(extra="allow")
 
-    lr: NonNegative = 0.0
+    lr: NonNegative | None = None
     """Learning rate."""
     weight_decay: NonNegative = 0.0
     """Weight decay: an L2 gradient, or decoupled in AdamW."""
@@ -57,6 +58,17 @@ class ScheduleOptions(Options):
     """How often the scheduler steps."""
     scheduler: Target | None = None
     """The scheduler (``_target_`` and its arguments); null keeps the learning rate constant."""
+
+
+SET_BY_US = {  # arguments of Lightning's Trainer that are no options
+    "callbacks",
+    "default_root_dir",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "logger",
+    "num_sanity_val_steps",
+    "plugins",
+}
 
 
 class TrainerOptions(Options):
@@ -90,10 +102,15 @@ class TrainerOptions(Options):
     @model_validator(mode="after")
     def _one_device(self) -> TrainerOptions:
         if self.devices != 1 and not (isinstance(self.devices, list) and len(self.devices) == 1):
-            raise OptionError("devices", "a run trains on one device; give 1, or one number such as [0]", self.devices)
+            raise OptionError(
+                "devices", "must be 1, or one number such as [0]: a run trains on one device", self.devices
+            )
         for name, value in (self.model_extra or {}).items():
-            if name not in inspect.signature(pl.Trainer).parameters:
-                raise OptionError(name, "is not an option")
+            taken = inspect.signature(pl.Trainer).parameters.keys() - SET_BY_US
+            if name not in taken:
+                close = difflib.get_close_matches(name, taken, 1)
+                more = f": did you mean trainer.{close[0]}?" if close else ""
+                raise OptionError(name, f"is not an option{more}")
             if value != {"num_nodes": 1, "strategy": "auto"}.get(name, value):
                 raise OptionError(name, "is not supported: a run trains on one device; leave it out", value)
         if self.gradient_clip_algorithm == "value" and self.gradient_clip_val is None:
@@ -106,7 +123,7 @@ class Settings(Options):
 
     seed: Seed
     """Seed of weights, dropout, shuffling, jitter and random splits."""
-    resume: str | int | float | None = None
+    resume: Text | None = None
     """A run folder, or a .ckpt file in its checkpoints: resume that run, in its folder and with its own settings."""
     data: DataOptions
     model: Target
@@ -138,10 +155,12 @@ def check_settings(values: Any) -> Settings:
         raise OptionError("", "the config must be a section of options")
     try:
         return Settings(**values)
+    except TypeError:  # a section whose keys are not text
+        raise OptionError("", "the names of options must be text") from None
     except OptionError as error:
         section = error.name.partition(".")[0]
         more = {
             "is not an option": did_you_mean(error.name),
-            "is missing": f" in the config: see conf/{section}/",
+            "is missing": f" in the config: see conf/{section if (CONF / section).is_dir() else 'train.yaml'}",
         }.get(error.problem, "")
         raise OptionError(error.name, error.problem + more, error.value) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ def explain(error: BaseException) -> str | None:
     found = re.search(r"Could not override '([^']+)'", str(error))
     if not found:
         return None
-    name = found[1]
+    name, options = found[1], option_names()
+    if name in options:
+        return f"{name} is not set by the chosen configs: {options[name]} sets it, or write +{name}=VALUE"
     if nearest(name) is None and name.startswith(tuple(f"{section}." for section in OPEN)):
         return f"{name} is not set in conf/: write +{name}=VALUE to add it"
     return f"{name} is not an option{did_you_mean(name)}"
@@ -45,14 +48,16 @@ def nearest(name: str) -> str | None:
     return None
 
 
-def option_names() -> list[str]:
-    """The full name of every option in ``conf/``."""
-    names = {path.name for path in CONF.iterdir() if path.is_dir()}
-    for path in CONF.glob("**/*.yaml"):
-        prefix = "" if path.parent == CONF else f"{path.parent.name}."
-        if prefix != "experiment.":
-            names |= set(_names(OmegaConf.to_container(OmegaConf.load(path)), prefix))
-    return sorted(names)
+@cache
+def option_names() -> dict[str, str]:
+    """The full name of every option in ``conf/``, each with the choice that sets it, such as ``data=text``."""
+    names = {path.name: "" for path in CONF.iterdir() if path.is_dir()}
+    for path in sorted(CONF.glob("**/*.yaml")):
+        group = "" if path.parent == CONF else path.parent.name
+        if group != "experiment":
+            for name in _names(OmegaConf.to_container(OmegaConf.load(path)), f"{group}." if group else ""):
+                names.setdefault(name, f"{group}={path.stem}")
+    return names
 
 
 def _names(section: Any, prefix: str) -> Iterator[str]:

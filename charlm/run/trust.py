@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from charlm.checkpoint.building import TRUST, resolve_class
+from charlm.checkpoint.building import TRUST, package_of, resolve_class
 from charlm.errors import UsageError
 
 # A checkpoint may come from anywhere, so its config may only name what these modules define.
@@ -28,16 +29,28 @@ CALLBACKS = [
 
 def check_targets(value: Any) -> None:
     """Raise UsageError if a ``_target_`` in `value` is not trusted."""
+    for target in untrusted(value):
+        raise UsageError(
+            f"_target_={str(target)[:80]!r} is named in a checkpoint, which may come from anybody: if you trust that "
+            f"package, set {TRUST}=PACKAGE in the environment"
+        )
+
+
+def untrusted(value: Any) -> Iterator[Any]:
+    """Each ``_target_`` in `value` that is not trusted."""
     if isinstance(value, list):
         for part in value:
-            check_targets(part)
+            yield from untrusted(part)
     elif isinstance(value, dict):
         if "_target_" in value and not is_trusted(value["_target_"]):
-            raise UsageError(
-                f"_target_={str(value['_target_'])[:80]!r} is named in a checkpoint, which may come from anybody: "
-                f"if you trust that package, set {TRUST}=PACKAGE in the environment"
-            )
-        check_targets(list(value.values()))
+            yield value["_target_"]
+        yield from untrusted(list(value.values()))
+
+
+def trust_prefix(config: dict[str, Any]) -> str:
+    """What must precede a command that opens a checkpoint with this config: ``CHARLM_TRUST=… `` or nothing."""
+    packages = {package_of(target) for target in untrusted(config)} - {"charlm"}
+    return f"{TRUST}={','.join(sorted(packages))} " if packages else ""
 
 
 def is_trusted(target: object) -> bool:

@@ -61,7 +61,9 @@ class CharLM(pl.LightningModule):
         optimizer = build_optimizer(self._optimizer, self.network, self._groups)
         if self._scheduler is None:
             return [optimizer], []
-        return [optimizer], [{"scheduler": build_scheduler(self._scheduler, optimizer), "interval": self._interval}]
+        scheduler = build_scheduler(self._scheduler, optimizer)
+        # Only ReduceLROnPlateau reads the loss.
+        return [optimizer], [{"scheduler": scheduler, "interval": self._interval, "monitor": "val/nats"}]
 
     def _logits(self, stage: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Run the network from the stage's state: logits (B, T', V) and their targets (B, T')."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 
+import charlm
 from charlm.inference.language_model import LanguageModel
+from charlm.models.recurrent import GRU
 from tests.helpers import SMALL, run_train, summary
 from tests.programs import environment, program
 
@@ -46,7 +50,7 @@ def test_an_option_that_the_class_does_not_take_is_refused_if_the_user_gave_it(
 ) -> None:
     with pytest.raises(SystemExit):
         run_train(*base, "optimizer._target_=torch.optim.RAdam", "optimizer.fused=true")
-    assert "optimizer.fused is not an option of RAdam, which takes params, lr, betas" in capsys.readouterr().err
+    assert "optimizer.fused is not an option of RAdam, which takes lr, betas" in capsys.readouterr().err
 
 
 def test_a_misspelt_key_of_the_users_own_yaml_is_refused_with_the_nearest(
@@ -139,3 +143,82 @@ def test_an_option_that_does_not_exist_is_refused_with_the_nearest(
     with pytest.raises(SystemExit):
         run_train(*base, override)
     assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_another_class_drops_the_options_of_the_old_one_however_it_was_named(base: list[str], tmp_path: Path) -> None:
+    run_train(*base, "optimizer={_target_: torch.optim.Adadelta, _partial_: true}")
+    assert summary(tmp_path / "run")["steps"] == 3
+
+
+class Measured(GRU):
+    """A constructor that reads a tensor, as some initialisations do."""
+
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
+        self.scales = [value.item() for value in torch.linspace(0, 0.1, 3)]
+
+
+class Frozen(GRU):
+    """A frozen parameter that is not finite, such as an attention mask."""
+
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
+        self.mask = torch.nn.Parameter(torch.tensor([0.0, -math.inf]), requires_grad=False)
+
+
+@pytest.mark.parametrize("name", ["Measured", "Frozen"])
+def test_a_legitimate_network_trains_and_opens(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run_train(*base, f"model._target_={__name__}.{name}")
+    assert "CHARLM_TRUST=tests python sample.py --checkpoint" in capsys.readouterr().out
+    assert len(charlm.load(tmp_path / "run", trust=["tests"]).generate("a", 5)) == 5
+
+
+def test_a_scheduler_that_follows_the_loss(base: list[str], tmp_path: Path) -> None:
+    plateau = "schedule.scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true}"
+    run_train(*base, plateau)
+    assert summary(tmp_path / "run")["steps"] == 3
+
+
+@pytest.mark.parametrize("limit", ["+trainer.check_val_every_n_epoch=5", "+trainer.max_steps=2"])
+def test_a_run_that_ends_before_its_first_validation_has_a_result(base: list[str], tmp_path: Path, limit: str) -> None:
+    value = run_train(*base, "data.test=0.1", limit)
+    made = summary(tmp_path / "run")
+    assert value == made["best_train_nats"] and math.isfinite(made["test_nats"])
+    assert len(charlm.load(made["best_checkpoint"]).generate("a", 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.limit_train_batches=0.001", "error: trainer: "),
+        ("+trainer.callbacks=[]", "error: trainer.callbacks is not an option"),
+        ("+trainer.max_step=5", "error: trainer.max_step is not an option: did you mean trainer.max_steps?"),
+        ("+data.corpus.foo=1", "error: data.corpus.foo is not an option of read, which takes path, encoding"),
+        (
+            "model.identity=true",
+            "error: model.identity is not set by the chosen configs: model=irnn sets it, or write +",
+        ),
+        ("optimizer.amsgrad=true", "error: optimizer.amsgrad is not set in conf/: write +optimizer.amsgrad=VALUE"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    base: list[str], capsys: pytest.CaptureFixture[str], override: str, sentence: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run_train(*base, override)
+    error = capsys.readouterr().err
+    assert error.startswith(sentence) and error.count("\n") == 1
+
+
+def test_another_logger_needs_no_key_deleted(base: list[str], tmp_path: Path) -> None:
+    logger = "logger._target_=pytorch_lightning.loggers.CSVLogger"
+    run_train(*base, "logger=csv", logger, f"+logger.save_dir={tmp_path}/mine")
+    assert list((tmp_path / "mine").rglob("metrics.csv"))
+
+
+def test_integer_keys_in_a_config(base: list[str], tmp_path: Path) -> None:
+    target = "pytorch_lightning.callbacks.GradientAccumulationScheduler"
+    run_train(*base, f"+callbacks.more={{_target_: {target}, scheduling: {{0: 3}}}}")
+    assert summary(tmp_path / "run")["steps"] == 1

@@ -421,3 +421,21 @@ def test_a_config_that_describes_another_model_is_refused(train: Train, capsys: 
     torch.save(content, path)
     capsys.readouterr()
     assert "its config describes another model" in refusal(f"resume={path.parent.parent}", capsys=capsys)
+
+
+def test_a_checkpoint_cannot_read_the_environment(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("A_SECRET", "s3cr3t")
+    path = train("run", until=20) / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["charlm"]["config"]["callbacks"]["samples"]["prompt"] = "${oc.env:A_SECRET}"
+    torch.save(content, path)
+    train("run", f"resume={path.parent.parent}")
+    written = (path.parent.parent / "samples.txt").read_text()
+    assert "s3cr3t" not in written and "${oc.env:A_SECRET}" in written
+
+
+def test_a_value_that_the_run_has_already_may_be_given(train: Train) -> None:
+    run = train("run", until=20)
+    train("run", f"resume={run}", "seed=42")

@@ -24,7 +24,7 @@ from charlm.training.schedulers import cycles_begun
 class CheckpointOptions(Options):
     """How often ``last.ckpt`` is written, besides after every epoch."""
 
-    every_minutes: Positive | None = None
+    every_minutes: Positive | None = 5
     """Minutes between two writes of last.ckpt within an epoch; null: no limit in time."""
     every_steps: PositiveInt | None = None
     """Steps between two writes of last.ckpt within an epoch; null: no limit in steps."""

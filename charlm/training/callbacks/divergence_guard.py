@@ -56,7 +56,8 @@ class DivergenceGuard(pl.Callback):
     def check(self, trainer: pl.Trainer) -> None:
         """Raise Diverged for a bad loss, or for weights that the last step broke before any loss could show it."""
         self.check_losses(trainer)
-        if not all(weights.isfinite().all() for weights in trainer.lightning_module.parameters()):
+        trained = [weights for weights in trainer.lightning_module.parameters() if weights.requires_grad]
+        if not all(weights.isfinite().all() for weights in trained):
             self._stop(trainer, "weights are not finite")
 
     def check_losses(self, trainer: pl.Trainer) -> None:

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from charlm.checkpoint.storage import Store
 from charlm.inference.language_model import LanguageModel
 from charlm.models.network import Network
-from charlm.options import NonNegative, PositiveInt, checked
+from charlm.options import NonNegative, PositiveInt, Text, checked
 
 
 class Samples(pl.Callback):
@@ -27,11 +27,11 @@ class Samples(pl.Callback):
     def __init__(
         self,
         length: Annotated[PositiveInt, Field(description="Characters per sample.")] = 300,
-        prompt: Annotated[str | int | float, Field(description="Text that the sample continues.")] = "",
+        prompt: Annotated[Text, Field(description="Text that the sample continues.")] = "",
         temperature: Annotated[NonNegative, Field(description="Sampling temperature; 0 is greedy.")] = 0.8,
         every: Annotated[PositiveInt, Field(description="Epochs from one sample to the next.")] = 1,
     ) -> None:
-        self.length, self.prompt, self.temperature, self.every = length, str(prompt), temperature, every
+        self.length, self.prompt, self.temperature, self.every = length, prompt, temperature, every
         self.latest: str | None = None
         self.store: Store | None = None  # where to write; set by charlm.run.experiment
         self._rows: list[list[Any]] = []

@@ -70,7 +70,7 @@ def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) 
     }
 
 
-def report(console: Console, summary: dict[str, Any]) -> None:
+def report(console: Console, summary: dict[str, Any], trust: str = "") -> None:
     """Print the final table and the command that samples from the model."""
     rows = {}
     if "best_val_nats" in summary:
@@ -88,7 +88,7 @@ def report(console: Console, summary: dict[str, Any]) -> None:
     console.print("", facts(rows))
     # On its own line and never wrapped, so that it can be copied.
     console.print("[bold cyan]write more[/]", highlight=False)
-    command = f"python sample.py --checkpoint {shlex.quote(summary['best_checkpoint'])}"
+    command = f"{trust}python sample.py --checkpoint {shlex.quote(summary['best_checkpoint'])}"
     console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
