@@ -31,6 +31,8 @@ class Network(nn.Module):
       from any initial state.
     - Rows are independent (in evaluation mode), and no output depends on a later character.
     - The batch is dimension 0 of every tensor, including the state's.
+    - ``head(hidden)`` gives the logits. Every parameter belongs to a part (`parameter_group`) and receives a gradient.
+    - The constructor may run on the meta device, where tensors have no values.
 
     `window` is the number of characters that a prediction depends on, or None if there is one after every character.
     """

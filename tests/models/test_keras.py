@@ -89,6 +89,11 @@ def copy(network: Any, model: Any) -> None:
             give(layer, part.weight.t(), part.bias)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(1)
+
+
 def shaken(network: torch.nn.Module) -> Any:
     torch.manual_seed(1)
     with torch.no_grad():
@@ -115,7 +120,7 @@ def test_simple_rnn_gives_kerass_outputs(keras: Any, activation: str, every_step
     copy(network, model)
     expected = model.predict(ids().numpy(), verbose=0)
     ours = probabilities(network if every_step else Windowed(network, T), ids())
-    np.testing.assert_allclose(ours if every_step else ours[:, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(ours if every_step else ours[:, 0], expected, atol=1e-5)
 
 
 def test_one_hot_inputs_give_kerass_outputs(keras: Any) -> None:
@@ -127,7 +132,7 @@ def test_one_hot_inputs_give_kerass_outputs(keras: Any) -> None:
     model = sequential(keras, layers, one_hot=True)
     copy(network, model)
     expected = model.predict(np.eye(V, dtype="float32")[ids().numpy()], verbose=0)
-    np.testing.assert_allclose(probabilities(network, ids()), expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities(network, ids()), expected, atol=1e-5)
 
 
 def test_the_stateful_lstm_gives_kerass_outputs_batch_after_batch(keras: Any) -> None:
@@ -146,7 +151,7 @@ def test_the_stateful_lstm_gives_kerass_outputs_batch_after_batch(keras: Any) ->
     for _ in range(3):
         logits, state, _ = network(ids(), state)
         expected = model.predict(ids().numpy(), verbose=0, batch_size=B)
-        np.testing.assert_allclose(logits.softmax(-1).detach().numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(logits.softmax(-1).detach().numpy(), expected, atol=1e-5)
 
 
 def test_the_deep_writer_gives_kerass_outputs(keras: Any) -> None:
@@ -163,7 +168,7 @@ def test_the_deep_writer_gives_kerass_outputs(keras: Any) -> None:
     ]
     model = sequential(keras, [*recurrent, *dense], batch_norm=True)
     copy(network, model)
-    np.testing.assert_allclose(probabilities(network, ids()), model.predict(ids().numpy(), verbose=0), atol=1e-6)
+    np.testing.assert_allclose(probabilities(network, ids()), model.predict(ids().numpy(), verbose=0), atol=1e-5)
 
 
 def test_batch_normalisation_learns_as_kerass_does(keras: Any) -> None:
@@ -175,10 +180,10 @@ def test_batch_normalisation_learns_as_kerass_does(keras: Any) -> None:
     expected = layer(e, training=True).detach()
     torch.testing.assert_close(network.norm(e.flatten(0, 1)).view_as(e), expected, atol=1e-5, rtol=0)
     mean, variance = (np.asarray(w) for w in layer.get_weights()[2:])
-    np.testing.assert_allclose(network.norm.running_mean, mean, atol=1e-6)
+    np.testing.assert_allclose(network.norm.running_mean, mean, atol=1e-5)
     # In the running variance, PyTorch divides by n - 1 and Keras by n. 0.99 of both is the initial value, 1.
     n = B * T
-    np.testing.assert_allclose((network.norm.running_var - 0.99) * (n - 1) / n + 0.99, variance, atol=1e-6)
+    np.testing.assert_allclose((network.norm.running_var - 0.99) * (n - 1) / n + 0.99, variance, atol=1e-5)
 
 
 def test_a_single_character_is_normalised_by_the_running_statistics() -> None:
@@ -225,7 +230,7 @@ def test_the_functional_models_give_kerass_outputs(keras: Any, window: int | Non
         expected = model.predict(columns, verbose=0)[:, None]
     else:
         expected = np.stack(model.predict([np.zeros((B, E), "float32"), *columns], verbose=0), 1)
-    np.testing.assert_allclose(probabilities(Windowed(network, window) if window else network, x), expected, atol=1e-6)
+    np.testing.assert_allclose(probabilities(Windowed(network, window) if window else network, x), expected, atol=1e-5)
 
 
 def test_initial_weights_are_distributed_as_kerass(keras: Any) -> None:

@@ -59,7 +59,8 @@ def test_carried_losses_equal_one_long_unbroken_pass(name: str, text: str) -> No
     torch.manual_seed(0)
     data = data_module(text, bptt=7)
     # Evaluation mode: no dropout, and batch normalisation with running statistics.
-    network = build_network({**model_spec(name), "hidden_size": 8}, len(data.vocab)).eval()
+    spec = model_spec(name)
+    network = build_network(spec | ({"hidden_size": 8} if "hidden_size" in spec else {}), len(data.vocab)).eval()
     module = char_lm(network)
     losses = [
         (module.training_step(batch, i).item(), batch.y.numel()) for i, batch in enumerate(data.train_dataloader())
