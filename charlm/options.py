@@ -61,6 +61,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 MESSAGES = {
     "extra_forbidden": "is not an option",
     "unexpected_keyword_argument": "is not an option",
+    "unexpected_positional_argument": "is one argument too many",
     "missing": "is missing",
     "missing_argument": "is missing",
     "missing_keyword_only_argument": "is missing",
@@ -83,7 +84,9 @@ MESSAGES = {
 def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionError:
     """The first problem as a sentence that starts with the option's name. `names` are those of positional arguments."""
     detail = error.errors(include_url=False)[0]
-    place = [names[part] if i == 0 and isinstance(part, int) else str(part) for i, part in enumerate(detail["loc"])]
+    place = [str(part) for part in detail["loc"]]
+    if place and isinstance(detail["loc"][0], int) and detail["loc"][0] < len(names):
+        place[0] = names[detail["loc"][0]]
     # pydantic names the branch of a union, too: "int", "list[int]", "function-after[…]".
     name = ".".join(part for part in place if part not in ("int", "float", "str") and "[" not in part)
     cause = detail.get("ctx", {}).get("error")  # raised by a check of our own

@@ -80,8 +80,8 @@ class RNN(_Recurrent):
     layer: ClassVar[Any] = nn.RNN
 
     @checked
-    def __init__(self, vocab_size: int, *sizes: int, identity: Identity = False, **options: Any) -> None:
-        super().__init__(vocab_size, *sizes, **options)
+    def __init__(self, *arguments: Any, identity: Identity = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         if identity:
             for name, weight in self.named_parameters():
                 if "weight_hh" in name:

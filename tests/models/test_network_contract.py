@@ -285,3 +285,10 @@ def test_dropout_acts_in_training_only(x_BT: Tensor) -> None:
 def test_bad_arguments_are_refused_by_name(arguments: dict) -> None:
     with pytest.raises(UsageError, match=rf"model[:.].*{next(iter(arguments))}"):
         build_network({"_target_": "charlm.models.recurrent.GRU", **arguments}, V)
+
+
+@pytest.mark.parametrize("family", [RNN, GRU, LSTM])
+def test_positional_arguments(family: type[Network]) -> None:
+    assert family(20, 8, 16, 2, 0.1, 0.5).training
+    with pytest.raises(ValueError, match="one argument too many"):
+        family(20, 8, 16, 2, 0.1, 0.5, 9)
