@@ -2,6 +2,8 @@
 
 import math
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +32,8 @@ def main(config: DictConfig) -> float:
         return run(*job_from_hydra(config)).nats
     except UsageError as error:
         job = HydraConfig.get()
+        with suppress(OSError):  # leave no empty folder behind
+            Path(job.runtime.output_dir).rmdir()
         if job.mode != RunMode.MULTIRUN:
             fail(str(error))
         print(f"error: job {job.job.num} ({' '.join(job.overrides.task)}): {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -12,10 +13,16 @@ from charlm.errors import UsageError
 def run_folder(resume: object, fresh: str) -> str:
     """The folder of a run, for ``hydra.run.dir``: that of the run to resume, or else `fresh`."""
     if resume is None:
-        return fresh
+        return unused(fresh)
     folder = folder_of(Path(str(resume)))
     # Hydra creates the folder before anything is checked, and must not create one with a wrong name.
     return str(folder) if folder.is_dir() else "."
+
+
+def unused(folder: str) -> str:
+    """`folder`, or with a number if it exists already: two runs may start in one second."""
+    names = itertools.chain([folder], (f"{folder}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
 
 
 def folder_of(where: Path) -> Path:

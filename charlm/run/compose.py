@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from charlm.checkpoint.paths import folder_of
+from charlm.checkpoint.paths import folder_of, unused
 from charlm.errors import UsageError
 from charlm.run.settings import Settings, check_settings
 from charlm.run.suggest import CONF, explain
@@ -86,7 +86,7 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
             raise UsageError("a resumed run stays in its own folder: leave out folder=")
         folder = folder_of(Path(settings.resume))
     elif folder is None:
-        folder = Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}_{settings.data.name}")
+        folder = unused(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}_{settings.data.name}")
     return settings, Job(Path(folder), given, model, substitute=substitution("train", given, experiment))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pkgutil
 import re
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +13,7 @@ import hydra.utils
 from hydra.errors import InstantiationException
 
 from charlm.data.options import DataOptions
-from charlm.errors import OptionError, UsageError, as_usage_error
+from charlm.errors import OptionError, UsageError, as_usage_error, first_line
 from charlm.run.settings import Settings
 from charlm.run.suggest import option_names
 from charlm.text.corpus import Corpus
@@ -50,9 +51,12 @@ def escape(value: Any) -> Any:
 def resolve_target(name: str, target: object) -> Any:
     """The class or function that ``_target_`` names. Raises UsageError if it cannot be imported."""
     try:
-        return hydra.utils.get_object(str(target))
+        return pkgutil.resolve_name(str(target))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = first_line(error)
+        if isinstance(error, AttributeError):
+            close = difflib.get_close_matches(str(error.name), dir(error.obj), 1)
+            reason += f", did you mean {close[0]}?" if close else ""
         raise UsageError(f"{name}._target_={str(target)[:80]!r} cannot be imported: {reason}") from None
 
 
@@ -122,5 +126,6 @@ def build_corpus(options: DataOptions) -> Corpus:
     """The text that ``data.corpus`` describes."""
     corpus = instantiate("data.corpus", options.corpus)
     if not isinstance(corpus, Corpus):
-        raise UsageError("data.corpus is not a text: it needs a _target_ of charlm.text.sources")
+        what = f"{Corpus.__module__}.{Corpus.__name__}, not {type(corpus).__name__}"
+        raise UsageError(f"data.corpus must be a function that returns a {what}: see charlm/text/sources.py")
     return corpus

@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 import json
-import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
-from rich.console import Console
-from rich.table import Table
 
 from charlm.models.windowed import Windowed
 from charlm.options import STRICT, Options
 from charlm.run.compose import compose_job
-from charlm.run.instantiate import resolve_target, signature
+from charlm.run.instantiate import INTERNAL, resolve_target, signature
 from charlm.run.settings import OptimizerOptions, Settings
 from charlm.run.suggest import CONF
 
@@ -31,6 +28,7 @@ python train.py NAME=VALUE … --help  list the options of what these values cho
 
 The groups, each with its files in conf/:"""
 NO_DEFAULT = "–"
+ORDER = list(Settings.model_fields)
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true | false", "null": "null"}
 RANGES = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -65,6 +63,14 @@ def arguments(target: Any, prefix: str) -> Iterator[Option]:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (parameter.annotation, default)
     yield from declared(create_model("_", __config__=STRICT, **fields), prefix)
+
+
+def undeclared(target: Any, prefix: str) -> Iterator[Option]:
+    """The other arguments of a class of somebody else, about which only names and defaults are known."""
+    for name, parameter in (signature(target) or {}).items():
+        if name not in INTERNAL:
+            default = NO_DEFAULT if parameter.default is parameter.empty else parameter.default
+            yield Option(prefix + name, default, "", f"See {getattr(target, '__qualname__', target)}.")
 
 
 def type_name(schema: dict[str, Any]) -> str:
@@ -110,16 +116,15 @@ def page() -> str:
         "",
         *rows(list(declared(Settings))),
     ]
-    users: dict[tuple[str, str], list[str]] = {}
-    for path in sorted(CONF.glob("*/*.yaml")):
-        if path.parent.name != "experiment":
-            content = OmegaConf.to_container(OmegaConf.load(path))
-            for target, prefix in targets(content, f"{path.parent.name}."):
-                place = ("torch.optim.*" if prefix == "optimizer." else target, prefix)
-                users.setdefault(place, []).append(f"`{path.parent.name}={path.stem}`")
-    for (target, prefix), names in users.items():
-        if options := options_of(target, prefix):
-            lines += ["", f"## {', '.join(names)}", "", f"`{target}`", "", *rows(options)]
+    users: dict[tuple[Option, ...], list[str]] = {}
+    for group in ("data", "model", "optimizer", "schedule", "logger", "callbacks"):
+        for choice in sorted(path.stem for path in CONF.glob(f"{group}/*.yaml")):
+            settings = compose_job([f"{group}={choice}"])[0].model_dump()
+            for target, prefix in targets(settings[group], f"{group}."):
+                if options := tuple(options_of(target, prefix)):
+                    users.setdefault(options, []).append(f"`{group}={choice}`")
+    for options, names in users.items():
+        lines += ["", f"## {', '.join(names)}", "", *rows(options)]
     return "\n".join(lines) + "\n"
 
 
@@ -132,27 +137,29 @@ def rows(options: Sequence[Option]) -> list[str]:
 
 def written(value: Any) -> str:
     """`value` as it is written on the command line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def print_help(overrides: Sequence[str]) -> None:
     """Print the groups, and every option of the config that `overrides` compose, with its value."""
     settings = compose_job(list(overrides))[0].model_dump()
-    options = list(declared(Settings))
+    options = {option.name: option for option in declared(Settings)}
     for target, prefix in targets(settings, ""):
-        options += options_of(target, prefix)
-    groups, listed = (Table(box=None, show_header=False, pad_edge=False) for _ in range(2))
+        if prefix != "data.corpus.":
+            known = [*options_of(target, prefix), *undeclared(resolve_target(prefix, target), prefix)]
+            options |= {option.name: option for option in reversed(known) if option.name not in options}
+    print(USAGE)
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
-        groups.add_row(f"{folder.name}=", " ".join(sorted(path.stem for path in folder.glob("*.yaml"))))
-    for option in options:
+        choices = " ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        print(textwrap.fill(f"{folder.name}={choices}", 80, initial_indent="  ", subsequent_indent="    "))
+    print("\nThe options, with the values that a run would use:")
+    for option in sorted(options.values(), key=lambda option: ORDER.index(option.name.partition(".")[0])):
         value: Any = settings
         for part in option.name.split("."):
             value = value.get(part, option.default) if isinstance(value, dict) else option.default
         if not isinstance(value, dict):
-            listed.add_row(f"{option.name}={written(value)}", option.type, option.meaning)
-    print(USAGE)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(groups, "\nThe options, with the values that a run would use:", listed)
+            print(f"  {option.name}={written(value)}" + (f"  ({option.type})" if option.type else ""))
+            print(textwrap.fill(option.meaning, 80, initial_indent="      ", subsequent_indent="      "))
 
 
 if __name__ == "__main__":

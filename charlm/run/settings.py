@@ -140,6 +140,13 @@ class Settings(Options):
     objective: Objective = Objective()
     parameter_groups: ParameterGroups = ParameterGroups()
 
+    @model_validator(mode="after")
+    def _path_is_read(self) -> Settings:
+        for name, choice in {"path": "text", "paths": "mix"}.items():
+            if getattr(self.data, name) and name not in self.data.corpus and self.resume is None:
+                raise OptionError(f"data.{name}", f"needs data={choice}", getattr(self.data, name))
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, sections: Any) -> Any:

@@ -4,30 +4,57 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 import charlm
+from charlm.checkpoint.paths import quoted
 
 CONF = Path(charlm.__file__).parents[1] / "conf"
 OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
 
 
 def explain(error: BaseException) -> str | None:
-    """One sentence for an option that ``conf/`` does not set, instead of Hydra's own; None for another error."""
-    found = re.search(r"Could not override '([^']+)'", str(error))
-    if not found:
-        return None
-    name, options = found[1], option_names()
+    """One sentence for a mistake on the command line, instead of Hydra's own words; None for another error."""
+    message = str(error)
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override)
+    if found := re.search(r"Ambiguous value for argument '(.*)'\n", message):
+        return f"{unreadable(found[1])}, or add -m to train once with each of several values"
+    if found := re.search(r"Could not find '(\w+)/(.*)'", message):
+        group, choices = found[1], sorted(path.stem for path in (CONF / found[1]).glob("*.yaml"))
+        close = difflib.get_close_matches(found[2], choices, 1)
+        more = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(choices)}"
+        return f"there is no {group}={found[2]}: {more}"
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return unknown(found[1])
+    return None
+
+
+def unknown(name: str) -> str:
+    """One sentence for an option that the composed config does not have."""
+    options = option_names()
     if name in options:
         return f"{name} is not set by the chosen configs: {options[name]} sets it, or write +{name}=VALUE"
     if nearest(name) is None and name.startswith(tuple(f"{section}." for section in OPEN)):
         return f"{name} is not set in conf/: write +{name}=VALUE to add it"
     return f"{name} is not an option{did_you_mean(name)}"
+
+
+def unreadable(override: str) -> str:
+    """One sentence for an override that Hydra cannot parse."""
+    name, equals, value = override.partition("=")
+    if not equals:
+        return f"{override} is not NAME=VALUE: for a text, write data=text data.path={override}"
+    right = f"{name}={quoted(value)}"
+    shown = shlex.quote(right) if re.search(r'["$`\\]', right) else f'"{right}"'  # easier to read in double quotes
+    return f"{override} cannot be read: quote the value, as in {shown}"
 
 
 def did_you_mean(name: str) -> str:

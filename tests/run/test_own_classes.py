@@ -200,6 +200,19 @@ def test_a_run_that_ends_before_its_first_validation_has_a_result(base: list[str
             "model.identity=true",
             "error: model.identity is not set by the chosen configs: model=irnn sets it, or write +",
         ),
+        ("data=mine.txt", "error: there is no data=mine.txt: choose one of mix, nietzsche"),
+        ("model=lstmm", "error: there is no model=lstmm: did you mean lstm?"),
+        ("mine.txt", "error: mine.txt is not NAME=VALUE: for a text, write data=text data.path=mine.txt"),
+        (
+            "data.path=my (1).txt",
+            """error: data.path=my (1).txt cannot be read: quote the value, as in "data.path='my""",
+        ),
+        (
+            "data.path=a,b.txt",
+            """error: data.path=a,b.txt cannot be read: quote the value, as in "data.path='a,b.txt'",""",
+        ),
+        ("data=nietzsche", "error: data.path="),
+        ("optimizer._target_=torch.optim.Radam", "error: optimizer._target_='torch.optim.Radam' cannot be imported: "),
         ("optimizer.amsgrad=true", "error: optimizer.amsgrad is not set in conf/: write +optimizer.amsgrad=VALUE"),
     ],
 )

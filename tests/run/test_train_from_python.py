@@ -30,6 +30,22 @@ def test_the_folder_is_a_new_one_in_runs(tmp_path: Path, text_file: Path, monkey
     assert (tmp_path / result.folder / "checkpoints/best.ckpt").is_file()
 
 
+def test_runs_of_one_second_have_folders_of_their_own(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "data.bptt=8", *SMALL[:3])
+    results = [charlm.train("data=text", f"data.path={text_file}", *short) for _ in range(3)]
+    assert len({result.folder for result in results}) == 3
+
+
+def test_arguments_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(charlm.UsageError, match="leave out folder="):
+        charlm.train(f"resume={tmp_path}", folder=tmp_path / "other")
+    with pytest.raises(charlm.UsageError, match="give folder="):
+        charlm.train(f"hydra.run.dir={tmp_path}")
+
+
 @pytest.mark.parametrize("override", ["modle=gru", "model=nonsense", "data.batch_size=0", "data.path='"])
 def test_a_mistake_is_a_usage_error(override: str, tmp_path: Path, text_file: Path) -> None:
     with pytest.raises(charlm.UsageError):
