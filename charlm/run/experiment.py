@@ -9,27 +9,21 @@ import math
 import os
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from charlm.checkpoint.building import package_of
-from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
-from charlm.data.module import CharDataModule
-from charlm.errors import UsageError, as_usage_error, first_line
+from charlm.errors import UsageError, as_usage_error
 from charlm.inference.language_model import LanguageModel, load
 from charlm.run.build import (
     build_callbacks,
@@ -40,17 +34,18 @@ from charlm.run.build import (
     steps_per_epoch,
 )
 from charlm.run.compose import Job
-from charlm.run.instantiate import instantiate, signature
-from charlm.run.resume import check_unused, escape, fresh, resumed
+from charlm.run.fitting import evaluate, fit, quiet, resumable
+from charlm.run.instantiate import escape, instantiate, signature
+from charlm.run.resume import check_unused, fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
-from charlm.training.callbacks.divergence_guard import Diverged, DivergenceGuard
+from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, describe, machine, report
 from charlm.training.interrupt import Interrupt
-from charlm.training.module import CharLM, parameter_count
+from charlm.training.module import parameter_count
 
 
 @dataclass(frozen=True)
@@ -174,35 +169,6 @@ def claimed(folder: Path, *, new: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(command: str, checkpoints: Checkpoints) -> Iterator[None]:
-    """Print the resume command when a run is interrupted."""
-    try:
-        yield
-    except Diverged as error:
-        kept = [os.path.relpath(path) for path in (checkpoints.best, checkpoints.last) if path.exists()]
-        raise UsageError(f"{error}; checkpoints from before: {', '.join(kept)}") from None
-    except UsageError:
-        raise
-    except BaseException:
-        if checkpoints.last.exists():
-            print(f"resume with\n  {command}", file=sys.stderr)
-        raise
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress warnings that do not help the user."""
-    with warnings.catch_warnings():
-        # `History` logs every `log_every_n_steps` steps, however short an epoch is.
-        warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-        # It is resumable: the data module saves its position.
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        # Lightning 2.6 itself uses a name that torch 2.13 deprecates.
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
-        yield
-
-
-@contextlib.contextmanager
 def logging_to(trainer: pl.Trainer, settings: Settings, folder: Path, sweep: str | None) -> Iterator[None]:
     """Attach the logger to the trainer, and finish a W&B run afterwards so that the next job gets its own.
 
@@ -224,54 +190,6 @@ def logging_to(trainer: pl.Trainer, settings: Settings, folder: Path, sweep: str
             built.experiment.finish(exit_code=status)
 
 
-def fit(
-    trainer: pl.Trainer, model: CharLM, data: CharDataModule, path: Path | None, callbacks: Mapping[str, pl.Callback]
-) -> None:
-    """Train, starting from the checkpoint at `path` if there is one.
-
-    Raises Interrupted after a signal, KeyboardInterrupt after a second one, and UsageError for a checkpoint that does
-    not fit.
-    """
-    try:
-        with interruptible(trainer):
-            trainer.fit(model, datamodule=data, ckpt_path=path)
-    except UsageError:
-        raise
-    except Exception as error:
-        if isinstance(error, MisconfigurationException):
-            raise UsageError(f"trainer: {first_line(error)}") from None
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise UsageError(
-                f"there is not enough memory: lower data.batch_size={data.batch_size}, data.bptt={data.bptt} or "
-                f"model.hidden_size"
-            ) from None
-        if name := raised_by(error, callbacks):
-            raise UsageError(f"callbacks.{name}: {first_line(error)}") from error
-        if path is None or model.first_step not in (None, trainer.global_step):
-            raise
-        what = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
-
-
-def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: Settings) -> float:
-    """The test loss of the best checkpoint in nats per character."""
-    network = load_checkpoint(best, trust=[package_of(settings.model["_target_"])]).network
-    model.network.load_state_dict(network.state_dict())
-    with interruptible(trainer):
-        return float(trainer.test(model, datamodule=data, verbose=False)[0]["test/nats"])
-
-
-@contextlib.contextmanager
-def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Raise KeyboardInterrupt where Lightning has turned it into SystemExit."""
-    try:
-        yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-
-
 def best_losses(history: History, *, validated: bool) -> dict[str, float]:
     """The best validation loss in nats, bits and perplexity; or the best training loss without validation."""
     if not validated:
@@ -282,15 +200,6 @@ def best_losses(history: History, *, validated: bool) -> dict[str, float]:
         "best_val_bpc": nats / math.log(2),
         "best_val_perplexity": math.exp(nats) if nats < 700 else math.inf,
     }
-
-
-def raised_by(error: BaseException, callbacks: Mapping[str, pl.Callback]) -> str | None:
-    """The name of the user's callback in which `error` was raised, or None."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        for name, callback in callbacks.items():
-            if frame.f_locals.get("self") is callback:
-                return name
-    return None
 
 
 def save_config(settings: Settings, folder: Path, job: Job, *, new: bool) -> None:
