@@ -32,8 +32,9 @@ def main(config: DictConfig) -> float:
         return run(*job_from_hydra(config)).nats
     except UsageError as error:
         job = HydraConfig.get()
-        with suppress(OSError):  # leave no empty folder behind
-            Path(job.runtime.output_dir).rmdir()
+        if config.resume is None:
+            with suppress(OSError):  # leave no empty folder behind
+                Path(job.runtime.output_dir).rmdir()
         if job.mode != RunMode.MULTIRUN:
             fail(str(error))
         print(f"error: job {job.job.num} ({' '.join(job.overrides.task)}): {error}", file=sys.stderr)

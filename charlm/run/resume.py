@@ -120,7 +120,7 @@ def resumed(settings: Settings, job: Job) -> Plan:
     try:
         corpus = build_corpus(saved.data)
     except UsageError as error:
-        raise UsageError(f"{error} (if the text of this run has moved, add +data.path=WHERE)") from None
+        raise UsageError(f"{error} (if the text of this run has moved, add data.path=WHERE)") from None
     if corpus.sha256 != opened.corpus.get("sha256"):
         raise UsageError(
             f"{corpus.source} is not the text that this run was trained on: its SHA-256 is {corpus.sha256}, not "

@@ -32,6 +32,8 @@ def explain(error: BaseException) -> str | None:
         close = difflib.get_close_matches(found[2], choices, 1)
         more = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(choices)}"
         return f"there is no {group}={found[2]}: {more}"
+    if found := re.search(r"An item is already at '([^']+)'", message):
+        return f"{found[1]} is set in conf/: leave out the +"
     if found := re.search(r"Could not override '([^']+)'", message):
         return unknown(found[1])
     return None

@@ -99,7 +99,7 @@ def test_bytes_that_are_not_utf8_are_located(train: Program, text: Path, run_fol
 
 
 def test_an_unknown_model_is_answered_with_the_choices(train: Program, run_folder: Path) -> None:
-    assert train("model=nonsense").is_refusal("model/nonsense", "gru", "lstm", "rnn", sentences=False)
+    assert train("model=nonsense").is_refusal("there is no model=nonsense", "gru", "lstm", "rnn")
     assert not run_folder.exists()
 
 
@@ -266,7 +266,7 @@ def test_a_wandb_mode_that_does_not_exist_is_refused(train_here: Program, run_fo
     [
         ("model.hidden_size=[1", "[1"),
         ("model.hidden_size", "model.hidden_size"),
-        ("optimizer=nonsense", "optimizer/nonsense"),
+        ("optimizer=nonsense", "there is no optimizer=nonsense: choose one of adam, adamw, sgd"),
         ("nonsense=1", "nonsense"),
         ("logger=null", "logger"),
     ],

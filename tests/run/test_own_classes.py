@@ -213,6 +213,7 @@ def test_a_run_that_ends_before_its_first_validation_has_a_result(base: list[str
         ),
         ("data=nietzsche", "error: data.path="),
         ("optimizer._target_=torch.optim.Radam", "error: optimizer._target_='torch.optim.Radam' cannot be imported: "),
+        ("+data.bptt=8", "error: data.bptt is set in conf/: leave out the +"),
         ("optimizer.amsgrad=true", "error: optimizer.amsgrad is not set in conf/: write +optimizer.amsgrad=VALUE"),
     ],
 )

@@ -50,8 +50,8 @@ def test_every_option_has_a_type_and_a_description() -> None:
 def test_help_lists_the_options_of_the_chosen_config_with_their_values(tmp_path: Path) -> None:
     outcome = program("train.py", "model=lstm", "model.hidden_size=96", "--help", env=environment(tmp_path))
     assert (outcome.status, outcome.err) == (0, "")
-    assert "model.hidden_size=96 " in outcome.out and "lstm_cell" in outcome.out
-    assert re.search(r"data\.bptt=8 +integer ≥ 1 +", outcome.out)
+    assert "model.hidden_size=96  (" in outcome.out and "lstm_cell" in outcome.out
+    assert "\n  data.bptt=8  (integer ≥ 1)\n      Characters per row" in outcome.out
     assert "identity" not in outcome.out  # an option of model=rnn only
 
 

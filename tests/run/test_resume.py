@@ -214,7 +214,7 @@ def test_a_text_that_has_changed_is_refused(train: Train, text_file: Path, capsy
     text_file.write_text(text)
     moved = text_file.rename(text_file.with_name("elsewhere.txt"))
     assert "there is no file" in refusal(f"resume={run}", capsys=capsys)
-    train("run", f"resume={run}", f"+data.path={moved}")
+    train("run", f"resume={run}", f"data.path={moved}")
 
 
 def test_wrong_places_are_refused_and_nothing_is_made(

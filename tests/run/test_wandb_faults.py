@@ -437,9 +437,9 @@ def test_wandb_raises_what_nobody_expects(
         ("logger.mode=nonsense", "logger.mode='nonsense' must be 'auto', 'online' or 'offline'"),
         ("+logger.nonsense=1", "logger.nonsense is not an option of wandb_logger"),
         ("logger.project=a/b", "logger: Invalid project name 'a/b'"),
-        ("logger.project=3", "logger.project=3 must be text"),
+        ("logger.project=[3]", "logger.project=[3] must be text"),
         (f"logger.tags=[{'x' * 65}]", "Tags must be between 1 and 64 characters"),
-        ("logger.group=3", "logger.group=3 must be text"),
+        ("logger.group=true", "logger.group=true must be text"),
     ],
 )
 def test_the_users_mistakes_are_refused(option: str, sentence: str, base: tuple[str, ...], capfd: Any) -> None:
