@@ -13,9 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from charlm.checkpoint.paths import folder_of, unused
-from charlm.errors import UsageError
+from charlm.errors import UsageError, first_line
 from charlm.run.settings import Settings, check_settings
 from charlm.run.suggest import CONF, explain
 
@@ -105,4 +106,8 @@ def substitution(name: str | None, overrides: list[str], experiment: object) -> 
 
 def checked_settings(config: DictConfig) -> Settings:
     """The composed config, resolved and checked."""
-    return check_settings(OmegaConf.to_container(config, resolve=True))
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise UsageError(f"the config cannot be resolved: {first_line(error)}") from None
+    return check_settings(values)

@@ -158,7 +158,10 @@ def run(settings: Settings, job: Job) -> Result:
 @contextlib.contextmanager
 def claimed(folder: Path, *, new: bool) -> Iterator[None]:
     """Lock `folder` against other processes. A killed process releases the lock."""
-    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror or error}; choose another folder") from None
     try:
         with FileLock(folder / ".hydra/lock", timeout=0):
             if new:

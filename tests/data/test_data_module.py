@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +24,11 @@ def corpus(text: str, *notices: str) -> Corpus:
     return Corpus(text, "made up", "0" * 64, notices)
 
 
-def module(text: str = LINE, **options) -> CharDataModule:
+def module(text: str = LINE, **options: Any) -> CharDataModule:
     return data_module(text, **{"bptt": 5} | options)
 
 
-def data_options(**options) -> DataOptions:
+def data_options(**options: Any) -> DataOptions:
     return DataOptions(name="made up", corpus={}, **options)
 
 
@@ -34,12 +37,12 @@ def at_epoch(data: CharDataModule, epoch: int) -> CharDataModule:
     return data
 
 
-def positions(loader) -> list[int]:
+def positions(loader: Any) -> list[int]:
     """Every position that occurs in a loader's inputs or targets."""
     return sorted({i for batch in loader for part in (batch.x, batch.y) for i in part.flatten().tolist()} - {IGNORE})
 
 
-def windows(loader) -> list[tuple[int, ...]]:
+def windows(loader: Any) -> list[tuple[int, ...]]:
     assert all((batch.y == batch.x + 1).all() for batch in loader)
     return [tuple(row) for batch in loader for row in batch.x.tolist()]
 
@@ -62,26 +65,26 @@ def windows(loader) -> list[tuple[int, ...]]:
         ({"train": 900, "val": 100}, (900, 100, 0)),
     ],
 )
-def test_splits_are_fractions_or_counts(options, sizes):
+def test_splits_are_fractions_or_counts(options: Any, sizes: Any) -> None:
     data = module(**options)
     assert tuple(data.sizes[name] for name in ("train", "val", "test")) == sizes
 
 
-def test_splits_lie_in_the_order_train_val_test_and_do_not_overlap():
+def test_splits_lie_in_the_order_train_val_test_and_do_not_overlap() -> None:
     data = module(train=300, val=200, test=100, batch_size=1)
     assert positions(data.train_dataloader()) == list(range(300))
     assert positions(data.val_dataloader()) == list(range(300, 500))
     assert positions(data.test_dataloader()) == list(range(500, 600))
 
 
-def test_the_rest_of_the_text_belongs_to_training():
+def test_the_rest_of_the_text_belongs_to_training() -> None:
     data = module(val=200, test=100, batch_size=1)
     assert positions(data.train_dataloader()) == list(range(700))
     assert positions(data.val_dataloader()) == list(range(700, 900))
     assert positions(data.test_dataloader()) == list(range(900, 1000))
 
 
-def test_an_empty_split_has_no_batches():
+def test_an_empty_split_has_no_batches() -> None:
     data = module(val=0, test=0)
     assert list(data.val_dataloader()) == [] and list(data.test_dataloader()) == []
     assert (data.rows["val"], data.rows["test"]) == (0, 0)
@@ -91,7 +94,7 @@ def test_an_empty_split_has_no_batches():
 @given(
     st.integers(10, 100_000), st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.2, 0.1), (0.9, 0.1, 0.0)])
 )
-def test_fractions_that_sum_to_one_fit_any_text(total, fractions):
+def test_fractions_that_sum_to_one_fit_any_text(total: Any, fractions: Any) -> None:
     train, val, test = fractions
     sizes = split_sizes(total, data_options(train=train, val=val, test=test))
     assert sum(sizes.values()) <= total
@@ -99,7 +102,7 @@ def test_fractions_that_sum_to_one_fit_any_text(total, fractions):
         assert abs(size - fraction * total) <= 1
 
 
-def test_fractions_that_sum_to_one_fit_a_text_where_halves_round_up():
+def test_fractions_that_sum_to_one_fit_a_text_where_halves_round_up() -> None:
     assert sum(split_sizes(15, data_options(train=0.8, val=0.1, test=0.1)).values()) <= 15
 
 
@@ -115,14 +118,14 @@ def test_fractions_that_sum_to_one_fit_a_text_where_halves_round_up():
         {"train": 2000, "val": 0},
     ],
 )
-def test_splits_that_do_not_fit_are_refused_with_their_sizes(options):
+def test_splits_that_do_not_fit_are_refused_with_their_sizes(options: Any) -> None:
     with pytest.raises(UsageError, match=r"data\.val [\d,]+ \+ data\.test [\d,]+ do not fit into the 1,000 characters"):
         module(**options)
 
 
 @pytest.mark.parametrize("train", [0, 0.0, 0.0001])
 @pytest.mark.parametrize("mode", ["streams", "windows"])
-def test_an_empty_training_split_is_refused(train, mode):
+def test_an_empty_training_split_is_refused(train: Any, mode: Any) -> None:
     with pytest.raises(UsageError, match=r"data\.train"):
         module(train=train, mode=mode)
 
@@ -130,26 +133,26 @@ def test_an_empty_training_split_is_refused(train, mode):
 # Vocabulary.
 
 
-def test_the_vocabulary_is_that_of_the_whole_text_by_default():
+def test_the_vocabulary_is_that_of_the_whole_text_by_default() -> None:
     text = "ab" * 50 + "xy" * 5
     assert module(text, val=10).vocab.chars == "abxy"
     assert module(text, val=10, vocab_from="train", unk=True).vocab.chars == "ab"
 
 
-def test_the_vocabulary_of_the_training_split_does_not_count_later_splits():
+def test_the_vocabulary_of_the_training_split_does_not_count_later_splits() -> None:
     text = "aab" * 30 + "b" * 10
     assert module(text, val=10, vocab_from="train", min_freq=31, unk=True).vocab.chars == "a"
     assert module(text, val=10, min_freq=31, unk=True).vocab.chars == "ab"
 
 
-def test_unseen_validation_characters_become_unk():
+def test_unseen_validation_characters_become_unk() -> None:
     data = module("ab" * 50 + "ax" * 5, val=10, vocab_from="train", pad=True, unk=True)
     assert data.pieces["val"].tolist() == [2, 1] * 5
     assert data.vocab.decode(next(iter(data.val_dataloader())).x[0].numpy()) == "a\ufffda\ufffda"
 
 
 @pytest.mark.parametrize("options", [{"vocab_from": "train"}, {"min_freq": 6}])
-def test_characters_outside_the_vocabulary_are_refused_without_unk_and_the_remedy_is_named(options):
+def test_characters_outside_the_vocabulary_are_refused_without_unk_and_the_remedy_is_named(options: Any) -> None:
     with pytest.raises(UsageError) as caught:
         module("ab" * 50 + "aé" * 5, val=10, **options)
     message = str(caught.value)
@@ -157,12 +160,12 @@ def test_characters_outside_the_vocabulary_are_refused_without_unk_and_the_remed
     assert "data.vocab_from=all" in message and "data.min_freq=1" in message
 
 
-def test_a_min_freq_that_nothing_reaches_is_refused():
+def test_a_min_freq_that_nothing_reaches_is_refused() -> None:
     with pytest.raises(UsageError, match=r"data\.min_freq"):
         module("ab" * 50, min_freq=51, unk=True)
 
 
-def test_special_symbols_are_passed_on():
+def test_special_symbols_are_passed_on() -> None:
     data = module(pad=True, unk=True)
     assert (data.vocab.pad, data.vocab.unk, data.vocab.offset) == (True, True, 2)
     assert data.ids_N[0] == 2
@@ -171,7 +174,7 @@ def test_special_symbols_are_passed_on():
 # Lower case.
 
 
-def test_lowercase_applies_to_vocabulary_and_text():
+def test_lowercase_applies_to_vocabulary_and_text() -> None:
     data = module("AbCa" * 30, lowercase=True)
     assert data.vocab.chars == "abc"
     assert data.vocab.decode(data.ids_N.numpy()) == "abca" * 30
@@ -179,7 +182,7 @@ def test_lowercase_applies_to_vocabulary_and_text():
     assert module("AbCa" * 30).vocab.chars == "ACab"
 
 
-def test_sizes_are_counted_after_lowercasing():
+def test_sizes_are_counted_after_lowercasing() -> None:
     text = "İstanbul " * 20
     lowered = text.lower()
     assert len(lowered) == len(text) + 20
@@ -193,7 +196,7 @@ def test_sizes_are_counted_after_lowercasing():
 # Streams.
 
 
-def test_streams_have_batch_size_rows_and_bptt_columns():
+def test_streams_have_batch_size_rows_and_bptt_columns() -> None:
     data = module(val=200)
     batch = next(iter(data.train_dataloader()))
     assert batch.x.shape == batch.y.shape == (4, 5)
@@ -201,22 +204,22 @@ def test_streams_have_batch_size_rows_and_bptt_columns():
     assert len(data.train_dataloader()) == 40  # 799 targets in 4 rows of 199
 
 
-def test_validation_counts_every_target_even_where_rows_are_uneven():
+def test_validation_counts_every_target_even_where_rows_are_uneven() -> None:
     data = module(val=202)
     targets = [t for batch in data.val_dataloader() for t in batch.y.flatten().tolist() if t != IGNORE]
     assert sorted(targets) == list(range(799, 1000))
 
 
-def test_training_drops_less_than_a_row_and_never_pads():
+def test_training_drops_less_than_a_row_and_never_pads() -> None:
     data = module(val=200)
     targets = [t for batch in data.train_dataloader() for t in batch.y.flatten().tolist()]
     assert sorted(targets) == list(range(1, 797))
 
 
-def test_jitter_is_for_training_only_and_changes_by_epoch():
+def test_jitter_is_for_training_only_and_changes_by_epoch() -> Any:
     data = module(bptt_jitter=2, val=200, test=100)
 
-    def widths(loader):
+    def widths(loader: Any) -> Any:
         return [batch.x.shape[1] for batch in loader]
 
     seen = {epoch: widths(at_epoch(data, epoch).train_dataloader()) for epoch in (0, 1)}
@@ -225,12 +228,12 @@ def test_jitter_is_for_training_only_and_changes_by_epoch():
     assert set(widths(data.val_dataloader())) == set(widths(data.test_dataloader())) == {5}
 
 
-def test_jitter_depends_on_the_seed():
+def test_jitter_depends_on_the_seed() -> None:
     first, other = (module(bptt_jitter=2, seed=seed).train_dataloader() for seed in (1, 2))
     assert [b.x.shape for b in first] != [b.x.shape for b in other]
 
 
-def test_a_loader_uses_the_epoch_in_which_it_is_iterated():
+def test_a_loader_uses_the_epoch_in_which_it_is_iterated() -> None:
     data = at_epoch(module(bptt_jitter=2), 0)
     loader = data.train_dataloader()
     first = [b.x.shape for b in loader]
@@ -240,7 +243,7 @@ def test_a_loader_uses_the_epoch_in_which_it_is_iterated():
 
 
 @pytest.mark.parametrize(("characters", "rows"), [(6, 1), (10, 1), (11, 2), (20, 3), (21, 4), (22, 4)])
-def test_the_batch_shrinks_with_a_notice_on_tiny_texts(characters, rows):
+def test_the_batch_shrinks_with_a_notice_on_tiny_texts(characters: Any, rows: int) -> None:
     data = module(LINE[:characters], val=0)
     assert data.rows["train"] == rows
     assert next(iter(data.train_dataloader())).x.shape == (rows, 5)
@@ -258,7 +261,7 @@ def test_the_batch_shrinks_with_a_notice_on_tiny_texts(characters, rows):
             assert part in notice
 
 
-def test_each_split_shrinks_on_its_own_after_the_notices_of_the_corpus():
+def test_each_split_shrinks_on_its_own_after_the_notices_of_the_corpus() -> None:
     given = corpus(LINE, "a file was left out")
     data = data_module(given, bptt=5, val=12, test=7)
     assert data.rows == {"train": 4, "val": 2, "test": 1}
@@ -268,7 +271,7 @@ def test_each_split_shrinks_on_its_own_after_the_notices_of_the_corpus():
 
 
 @pytest.mark.parametrize("characters", [2, 3, 5])
-def test_a_text_shorter_than_bptt_is_one_short_batch(characters):
+def test_a_text_shorter_than_bptt_is_one_short_batch(characters: Any) -> None:
     data = module(LINE[:characters], val=0)
     (batch,) = data.train_dataloader()
     assert batch.x.tolist() == [list(range(characters - 1))]
@@ -276,19 +279,19 @@ def test_a_text_shorter_than_bptt_is_one_short_batch(characters):
     assert "its batch size is 1" in data.notices[0]
 
 
-def test_a_validation_split_shorter_than_bptt_is_one_short_batch():
+def test_a_validation_split_shorter_than_bptt_is_one_short_batch() -> None:
     (batch,) = module(val=3).val_dataloader()
     assert batch.x.tolist() == [[997, 998]] and batch.y.tolist() == [[998, 999]]
 
 
 @pytest.mark.parametrize(("options", "split"), [({"val": 1}, "val"), ({"test": 1}, "test"), ({"train": 1}, "train")])
-def test_a_split_of_one_character_is_refused_by_name(options, split):
+def test_a_split_of_one_character_is_refused_by_name(options: Any, split: Any) -> None:
     with pytest.raises(UsageError, match=f"the {split} split has 1 character"):
         module(**options)
 
 
 @pytest.mark.parametrize("text", ["", "a"])
-def test_a_text_without_anything_to_predict_is_refused(text):
+def test_a_text_without_anything_to_predict_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         module(text)
 
@@ -297,7 +300,7 @@ def test_a_text_without_anything_to_predict_is_refused(text):
 
 
 @pytest.mark.parametrize("stride", [1, 3, 5, 8])
-def test_no_window_crosses_a_split(stride):
+def test_no_window_crosses_a_split(stride: int) -> None:
     data = module(mode="windows", stride=stride, val=203, test=102)
     for loader, low, high in (
         (data.train_dataloader(), 0, 695),
@@ -308,13 +311,13 @@ def test_no_window_crosses_a_split(stride):
         assert sorted(windows(loader)) == expected
 
 
-def test_there_are_no_windows_in_the_unused_rest():
+def test_there_are_no_windows_in_the_unused_rest() -> None:
     data = module(mode="windows", train=100, val=50)
     assert max(positions(data.train_dataloader())) == 99
     assert positions(data.val_dataloader()) == list(range(100, 150))
 
 
-def test_training_windows_are_shuffled_by_epoch_and_the_others_are_in_order():
+def test_training_windows_are_shuffled_by_epoch_and_the_others_are_in_order() -> None:
     data = module(mode="windows", val=200, test=100)
     first, second = (windows(at_epoch(data, epoch).train_dataloader()) for epoch in (0, 1))
     assert first != second != sorted(second)
@@ -325,7 +328,7 @@ def test_training_windows_are_shuffled_by_epoch_and_the_others_are_in_order():
         assert windows(loader) == sorted(windows(loader))
 
 
-def test_windows_keep_the_order_of_the_text_without_shuffle():
+def test_windows_keep_the_order_of_the_text_without_shuffle() -> None:
     data = module(mode="windows", bptt=5, stride=3, shuffle=False)
     for _ in range(2):
         rows = torch.cat([batch.x for batch in data.train_dataloader()])
@@ -333,25 +336,25 @@ def test_windows_keep_the_order_of_the_text_without_shuffle():
         assert torch.equal(rows, expected)
 
 
-def test_window_batches_are_all_first_and_only_the_last_is_smaller():
+def test_window_batches_are_all_first_and_only_the_last_is_smaller() -> None:
     batches = list(module(mode="windows", val=0, batch_size=64).train_dataloader())
     assert all(batch.first for batch in batches)
     assert [len(batch.x) for batch in batches] == [64] * 15 + [35]
 
 
-def test_the_windows_of_an_empty_split_are_none():
+def test_the_windows_of_an_empty_split_are_none() -> None:
     data = module(mode="windows", val=0)
     assert list(data.val_dataloader()) == []
 
 
 @pytest.mark.parametrize(("options", "split"), [({"val": 5}, "val"), ({"test": 5}, "test"), ({"train": 5}, "train")])
-def test_a_split_too_short_for_one_window_is_refused_by_name(options, split):
+def test_a_split_too_short_for_one_window_is_refused_by_name(options: Any, split: Any) -> None:
     with pytest.raises(UsageError, match=rf"the {split} split is too short .*data\.bptt"):
         module(mode="windows", **options)
 
 
 @pytest.mark.parametrize("stride", [1, 4])
-def test_a_random_split_assigns_all_windows(stride):
+def test_a_random_split_assigns_all_windows(stride: int) -> None:
     data = module(mode="windows", split="random", stride=stride, val=0.2, test=0.1)
     every = [tuple(range(s, s + 5)) for s in range(0, 995, stride)]
     parts = [windows(loader) for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())]
@@ -361,21 +364,21 @@ def test_a_random_split_assigns_all_windows(stride):
     assert parts[1] != every[-len(parts[1]) :] and sorted(parts[1])[0] < every[len(every) // 2]
 
 
-def test_a_random_split_can_be_counted_in_windows():
+def test_a_random_split_can_be_counted_in_windows() -> None:
     data = module(mode="windows", split="random", train=500, val=300)
     assert (len(windows(data.train_dataloader())), len(windows(data.val_dataloader()))) == (500, 300)
     assert set(windows(data.train_dataloader())).isdisjoint(windows(data.val_dataloader()))
 
 
-def test_a_random_split_depends_on_the_seed_alone():
-    def val(seed):
+def test_a_random_split_depends_on_the_seed_alone() -> Any:
+    def val(seed: int) -> Any:
         torch.rand(1)  # the global random state must not matter
         return windows(module(mode="windows", split="random", seed=seed).val_dataloader())
 
     assert val(1) == val(1) != val(2)
 
 
-def test_a_random_split_that_is_too_large_is_reported_in_windows():
+def test_a_random_split_that_is_too_large_is_reported_in_windows() -> None:
     with pytest.raises(UsageError, match="do not fit into the 995 windows"):
         module(mode="windows", split="random", val=995)
 
@@ -383,7 +386,7 @@ def test_a_random_split_that_is_too_large_is_reported_in_windows():
 # Memory.
 
 
-def test_ids_are_held_once_as_int16_and_batches_are_int64():
+def test_ids_are_held_once_as_int16_and_batches_are_int64() -> None:
     data = module(val=100)
     assert data.ids_N.dtype == torch.int16
     home = data.ids_N.untyped_storage().data_ptr()
@@ -395,7 +398,7 @@ def test_ids_are_held_once_as_int16_and_batches_are_int64():
         assert batch.x.dtype == batch.y.dtype == torch.int64
 
 
-def test_windows_hold_the_ids_once():
+def test_windows_hold_the_ids_once() -> None:
     data = module(mode="windows")
     loader = data.train_dataloader()
     assert loader.rows.untyped_storage().data_ptr() == data.ids_N.untyped_storage().data_ptr()
@@ -403,7 +406,7 @@ def test_windows_hold_the_ids_once():
 
 
 @pytest.mark.parametrize(("characters", "most"), [(2**15 - 1, torch.int16), (2**15 + 1, torch.int32)])
-def test_large_vocabularies_do_not_overflow(characters, most):
+def test_large_vocabularies_do_not_overflow(characters: Any, most: Any) -> None:
     text = "".join(chr(0x10000 + i) for i in range(characters))
     data = module(text, val=0.1)
     assert data.ids_N.dtype == most
@@ -411,7 +414,7 @@ def test_large_vocabularies_do_not_overflow(characters, most):
     assert positions(data.val_dataloader())[-1] == characters - 1
 
 
-def test_a_batch_is_not_moved():
+def test_a_batch_is_not_moved() -> None:
     data = module()
     batch = next(iter(data.train_dataloader()))
     assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
@@ -432,28 +435,28 @@ BAD = (
 
 
 @pytest.mark.parametrize(("field", "value"), BAD)
-def test_a_bad_option_is_refused_by_name_and_value(field, value):
+def test_a_bad_option_is_refused_by_name_and_value(field: Any, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(str(OptionError(f'data.{field}', 'must be', value)))} "):
         module(**{field: value})
 
 
 @pytest.mark.parametrize(("bptt", "jitter"), [(5, 3), (6, 3), (1, 1), (8, 4), (8, 100)])
-def test_a_jitter_of_half_a_window_or_more_is_refused(bptt, jitter):
+def test_a_jitter_of_half_a_window_or_more_is_refused(bptt: int, jitter: int) -> None:
     with pytest.raises(UsageError, match=rf"data\.bptt_jitter={jitter} .*data\.bptt={bptt}"):
         module(bptt=bptt, bptt_jitter=jitter)
 
 
 @pytest.mark.parametrize(("bptt", "jitter"), [(5, 2), (3, 1), (8, 3), (1, 0)])
-def test_a_jitter_just_below_half_a_window_works(bptt, jitter):
+def test_a_jitter_just_below_half_a_window_works(bptt: int, jitter: int) -> None:
     assert positions(module(bptt=bptt, bptt_jitter=jitter, val=0, batch_size=1).train_dataloader()) == list(range(1000))
 
 
-def test_jitter_is_refused_for_windows():
+def test_jitter_is_refused_for_windows() -> None:
     with pytest.raises(UsageError, match=r"data\.bptt_jitter .*data\.mode=streams"):
         module(mode="windows", bptt_jitter=1)
 
 
-def test_a_random_split_is_refused_for_streams():
+def test_a_random_split_is_refused_for_streams() -> None:
     with pytest.raises(UsageError, match=r"data\.split='random' needs data\.mode=windows"):
         module(split="random")
 
@@ -467,7 +470,7 @@ def test_a_random_split_is_refused_for_streams():
         ({"split": "contiguous", "stride": 3}, False),
     ],
 )
-def test_a_random_split_of_overlapping_windows_is_reported_as_leaky(options, leaky):
+def test_a_random_split_of_overlapping_windows_is_reported_as_leaky(options: Any, leaky: Any) -> None:
     data = module(mode="windows", bptt=5, **options)
     assert data.leaky == leaky
     assert any("leaky" in notice for notice in data.notices) == leaky

@@ -1,7 +1,10 @@
 """The options of ``data``: values as Hydra parses them, defaults, and the types that are required."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,7 +15,7 @@ from charlm.errors import OptionError
 from tests.helpers import ROOT
 
 
-def options(**values) -> DataOptions:
+def options(**values: Any) -> DataOptions:
     return DataOptions(**{"name": "made up", "corpus": {}} | values)
 
 

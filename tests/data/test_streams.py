@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -25,22 +28,22 @@ class Cut:
     seed: int
 
     @property
-    def ids(self):
+    def ids(self) -> Any:
         return torch.arange(self.length, dtype=torch.int16)  # an id equals its position
 
-    def training(self, epoch=0):
+    def training(self, epoch: Any = 0) -> Any:
         return self.loader(stack, self.jitter, epoch)
 
-    def evaluation(self):
+    def evaluation(self) -> Any:
         return self.loader(stack_all, 0, 0)
 
-    def loader(self, stacker, jitter, epoch):
+    def loader(self, stacker: Any, jitter: int, epoch: Any) -> Any:
         x, y = stacker(self.ids, self.rows)
         return Streams(x, y, self.bptt, jitter=jitter, rng=lambda: epoch_rng(self.seed, epoch))
 
 
 @st.composite
-def cuts(draw):
+def cuts(draw: Any) -> Any:
     length = draw(st.integers(2, 300))
     rows = draw(st.integers(1, min(length - 1, 12)))
     bptt = draw(st.integers(1, 40))
@@ -52,7 +55,7 @@ def cuts(draw):
 
 @few
 @given(cuts())
-def test_each_row_continues_where_it_stopped(cut):
+def test_each_row_continues_where_it_stopped(cut: Any) -> None:
     batches = list(cut.training())
     for before, after in zip(batches, batches[1:], strict=False):
         assert after.x[:, 0].tolist() == before.y[:, -1].tolist()
@@ -60,7 +63,7 @@ def test_each_row_continues_where_it_stopped(cut):
 
 @few
 @given(cuts())
-def test_the_streams_are_equal_pieces_of_the_text_in_order(cut):
+def test_the_streams_are_equal_pieces_of_the_text_in_order(cut: Any) -> None:
     columns = (cut.length - 1) // cut.rows
     whole = torch.cat([batch.x for batch in cut.training()], dim=1).tolist()
     assert whole == [list(range(row * columns, (row + 1) * columns)) for row in range(cut.rows)]
@@ -68,7 +71,7 @@ def test_the_streams_are_equal_pieces_of_the_text_in_order(cut):
 
 @few
 @given(cuts())
-def test_every_target_is_used_once_but_for_less_than_a_row_at_the_end(cut):
+def test_every_target_is_used_once_but_for_less_than_a_row_at_the_end(cut: Any) -> None:
     used = Counter(target for batch in cut.training() for target in batch.y.flatten().tolist())
     left_out = (cut.length - 1) % cut.rows
     assert left_out <= cut.rows - 1
@@ -77,7 +80,7 @@ def test_every_target_is_used_once_but_for_less_than_a_row_at_the_end(cut):
 
 @few
 @given(cuts())
-def test_y_is_x_shifted_by_one(cut):
+def test_y_is_x_shifted_by_one(cut: Any) -> None:
     for batch in cut.training():
         assert isinstance(batch, Batch)
         assert batch.x.shape == batch.y.shape
@@ -88,14 +91,14 @@ def test_y_is_x_shifted_by_one(cut):
 
 @few
 @given(cuts())
-def test_only_the_first_batch_is_first(cut):
+def test_only_the_first_batch_is_first(cut: Any) -> None:
     firsts = [batch.first for batch in cut.training()]
     assert firsts == [True] + [False] * (len(firsts) - 1)
 
 
 @few
 @given(cuts())
-def test_the_length_is_the_number_of_batches_and_jitter_does_not_change_it(cut):
+def test_the_length_is_the_number_of_batches_and_jitter_does_not_change_it(cut: Any) -> None:
     columns = (cut.length - 1) // cut.rows
     windows = len(range(0, columns, cut.bptt))
     assert len(cut.training()) == len(list(cut.training())) == windows
@@ -103,7 +106,7 @@ def test_the_length_is_the_number_of_batches_and_jitter_does_not_change_it(cut):
 
 @few
 @given(cuts())
-def test_without_jitter_all_windows_but_the_last_have_bptt_columns(cut):
+def test_without_jitter_all_windows_but_the_last_have_bptt_columns(cut: Any) -> None:
     x, y = stack(cut.ids, cut.rows)
     widths = [batch.x.shape[1] for batch in Streams(x, y, cut.bptt)]
     columns = (cut.length - 1) // cut.rows
@@ -112,7 +115,7 @@ def test_without_jitter_all_windows_but_the_last_have_bptt_columns(cut):
 
 @few
 @given(cuts())
-def test_jitter_moves_each_edge_by_at_most_its_value_and_leaves_no_window_empty(cut):
+def test_jitter_moves_each_edge_by_at_most_its_value_and_leaves_no_window_empty(cut: Any) -> None:
     columns = (cut.length - 1) // cut.rows
     moved = edges(columns, cut.bptt, cut.jitter, torch.Generator().manual_seed(cut.seed))
     still = [*range(0, columns, cut.bptt), columns]
@@ -122,7 +125,7 @@ def test_jitter_moves_each_edge_by_at_most_its_value_and_leaves_no_window_empty(
 
 
 @pytest.mark.parametrize("columns", range(9, 17))
-def test_a_short_last_window_is_never_jittered_away(columns):
+def test_a_short_last_window_is_never_jittered_away(columns: Any) -> None:
     for seed in range(30):
         moved = edges(columns, 8, 3, torch.Generator().manual_seed(seed))
         assert len(moved) == 3
@@ -130,7 +133,7 @@ def test_a_short_last_window_is_never_jittered_away(columns):
 
 
 @pytest.mark.parametrize("jitter", [1, 3])
-def test_jitter_moves_edges_both_ways_and_by_its_full_value(jitter):
+def test_jitter_moves_edges_both_ways_and_by_its_full_value(jitter: int) -> None:
     rng = torch.Generator().manual_seed(0)
     moves = {
         moved - still
@@ -146,14 +149,14 @@ def widths(cut: Cut, epoch: int) -> list[int]:
 
 @few
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1000))
-def test_jitter_differs_between_epochs_and_seeds_and_repeats_for_the_same(seed, epoch):
+def test_jitter_differs_between_epochs_and_seeds_and_repeats_for_the_same(seed: int, epoch: Any) -> None:
     cut = Cut(2000, 2, 8, 3, seed)
     assert widths(cut, epoch) == widths(cut, epoch)
     assert widths(cut, epoch) != widths(cut, epoch + 1)
     assert widths(cut, epoch) != widths(Cut(2000, 2, 8, 3, seed + 1), epoch)
 
 
-def test_a_loader_can_be_iterated_again_and_gets_new_random_numbers_each_time():
+def test_a_loader_can_be_iterated_again_and_gets_new_random_numbers_each_time() -> None:
     epochs = iter(range(3))
     x, y = stack(torch.arange(2000), 2)
     loader = Streams(x, y, 8, jitter=3, rng=lambda: epoch_rng(5, next(epochs)))
@@ -161,7 +164,7 @@ def test_a_loader_can_be_iterated_again_and_gets_new_random_numbers_each_time():
     assert seen == [widths(Cut(2000, 2, 8, 3, 5), epoch) for epoch in range(3)]
 
 
-def test_the_global_random_state_is_untouched():
+def test_the_global_random_state_is_untouched() -> None:
     before = torch.get_rng_state()
     Cut(300, 3, 8, 3, 1).training()
     list(Cut(300, 3, 8, 3, 1).training())
@@ -169,7 +172,7 @@ def test_the_global_random_state_is_untouched():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_neighbouring_seeds_and_epochs_have_different_random_numbers():
+def test_neighbouring_seeds_and_epochs_have_different_random_numbers() -> None:
     draws = [
         tuple(torch.randint(2**31, (4,), generator=epoch_rng(s, e)).tolist()) for s in range(30) for e in range(30)
     ]
@@ -177,7 +180,7 @@ def test_neighbouring_seeds_and_epochs_have_different_random_numbers():
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
-def test_stack_makes_views_of_the_ids(dtype):
+def test_stack_makes_views_of_the_ids(dtype: Any) -> None:
     ids = torch.arange(101, dtype=dtype)
     x, y = stack(ids, 4)
     assert x.shape == y.shape == (4, 25)
@@ -187,7 +190,7 @@ def test_stack_makes_views_of_the_ids(dtype):
     assert x[0, 0] == 77 and y[3, 24] == 88
 
 
-def test_modifying_a_batch_does_not_modify_the_ids():
+def test_modifying_a_batch_does_not_modify_the_ids() -> None:
     cut = Cut(50, 2, 5, 0, 0)
     x, y = stack(cut.ids, 2)
     for batch in Streams(x, y, 5):
@@ -195,7 +198,7 @@ def test_modifying_a_batch_does_not_modify_the_ids():
     assert x[:, 0].tolist() == [0, 24]
 
 
-def test_a_text_shorter_than_bptt_is_one_short_batch():
+def test_a_text_shorter_than_bptt_is_one_short_batch() -> None:
     assert edges(3, 8) == [0, 3]
     assert edges(3, 8, 2, torch.Generator()) == [0, 3]
     (batch,) = Streams(*stack(torch.arange(4), 1), 8)
@@ -207,7 +210,7 @@ def test_a_text_shorter_than_bptt_is_one_short_batch():
 
 @few
 @given(cuts())
-def test_evaluation_covers_every_target_once_and_in_order(cut):
+def test_evaluation_covers_every_target_once_and_in_order(cut: Any) -> None:
     y = torch.cat([batch.y for batch in cut.evaluation()], dim=1)
     flat = y.flatten().tolist()
     targets = list(range(1, cut.length))
@@ -217,7 +220,7 @@ def test_evaluation_covers_every_target_once_and_in_order(cut):
 
 @few
 @given(cuts())
-def test_evaluation_targets_follow_their_inputs(cut):
+def test_evaluation_targets_follow_their_inputs(cut: Any) -> None:
     for batch in cut.evaluation():
         real = batch.y != IGNORE
         assert (batch.x[real] + 1).tolist() == batch.y[real].tolist()
@@ -226,7 +229,7 @@ def test_evaluation_targets_follow_their_inputs(cut):
 
 @few
 @given(cuts())
-def test_evaluation_rows_continue_and_only_the_first_batch_is_first(cut):
+def test_evaluation_rows_continue_and_only_the_first_batch_is_first(cut: Any) -> None:
     batches = list(cut.evaluation())
     assert len(cut.evaluation()) == len(batches)
     assert [batch.first for batch in batches] == [True] + [False] * (len(batches) - 1)
@@ -237,13 +240,13 @@ def test_evaluation_rows_continue_and_only_the_first_batch_is_first(cut):
 
 @few
 @given(cuts())
-def test_training_and_evaluation_agree_where_nothing_is_left_over(cut):
+def test_training_and_evaluation_agree_where_nothing_is_left_over(cut: Any) -> None:
     assume((cut.length - 1) % cut.rows == 0)
     for mine, theirs in zip(stack(cut.ids, cut.rows), stack_all(cut.ids, cut.rows), strict=True):
         assert mine.tolist() == theirs.tolist()
 
 
-def test_cross_entropy_ignores_the_padding():
+def test_cross_entropy_ignores_the_padding() -> None:
     logits = torch.randn(3, 5)
     with_padding = F.cross_entropy(logits, torch.tensor([1, 4, IGNORE]))
     assert with_padding == F.cross_entropy(logits[:2], torch.tensor([1, 4]))
@@ -254,13 +257,13 @@ def test_cross_entropy_ignores_the_padding():
 
 @few
 @given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 25))
-def test_window_starts_are_all_that_leave_a_target_after_the_window(ids, length, stride):
+def test_window_starts_are_all_that_leave_a_target_after_the_window(ids: Any, length: int, stride: int) -> None:
     expected = [start for start in range(0, ids, stride) if start + length < ids]
     assert window_starts(ids, length, stride).tolist() == expected
 
 
 @st.composite
-def window_cuts(draw):
+def window_cuts(draw: Any) -> Any:
     length = draw(st.integers(1, 12))
     ids = draw(st.integers(length + 1, 80))
     return ids, length, draw(st.integers(1, 15)), draw(st.integers(1, 10)), draw(st.integers(0, 2**32 - 1))
@@ -268,7 +271,7 @@ def window_cuts(draw):
 
 @few
 @given(window_cuts())
-def test_windows_in_order_are_slices_of_the_text(cut):
+def test_windows_in_order_are_slices_of_the_text(cut: Any) -> None:
     ids, length, stride, rows, _ = cut
     text = [7 * i % 101 for i in range(ids)]
     starts = window_starts(ids, length, stride)
@@ -283,7 +286,7 @@ def test_windows_in_order_are_slices_of_the_text(cut):
     assert sizes[:-1] == [rows] * (len(sizes) - 1) and 1 <= sizes[-1] <= rows
 
 
-def order(cut, epoch: int) -> list[int]:
+def order(cut: Any, epoch: int) -> list[int]:
     ids, length, stride, rows, seed = cut
     starts = window_starts(ids, length, stride)
     loader = Windows(torch.arange(ids), starts, length, rows, rng=lambda: epoch_rng(seed, epoch))
@@ -294,7 +297,7 @@ def order(cut, epoch: int) -> list[int]:
 
 @few
 @given(window_cuts(), st.integers(0, 50))
-def test_a_shuffled_order_is_a_permutation_that_repeats_by_seed_and_epoch(cut, epoch):
+def test_a_shuffled_order_is_a_permutation_that_repeats_by_seed_and_epoch(cut: Any, epoch: Any) -> None:
     shuffled = order(cut, epoch)
     assert sorted(shuffled) == window_starts(*cut[:3]).tolist()
     assert shuffled == order(cut, epoch)
@@ -302,14 +305,14 @@ def test_a_shuffled_order_is_a_permutation_that_repeats_by_seed_and_epoch(cut, e
 
 @few
 @given(st.integers(0, 2**32 - 1), st.integers(0, 50))
-def test_a_shuffled_order_differs_between_epochs_and_seeds(seed, epoch):
+def test_a_shuffled_order_differs_between_epochs_and_seeds(seed: int, epoch: Any) -> None:
     here = order((200, 4, 2, 8, seed), epoch)
     assert here != sorted(here)
     assert here != order((200, 4, 2, 8, seed), epoch + 1)
     assert here != order((200, 4, 2, 8, seed + 1), epoch)
 
 
-def test_windows_share_memory_with_the_ids():
+def test_windows_share_memory_with_the_ids() -> None:
     ids = torch.arange(40, dtype=torch.int16)
     loader = Windows(ids, torch.tensor([0, 30]), 4, 2)
     ids[0], ids[34] = 500, 600
@@ -318,7 +321,7 @@ def test_windows_share_memory_with_the_ids():
     assert batch.y[1].tolist() == [31, 32, 33, 600]
 
 
-def test_windows_begin_at_the_given_starts():
+def test_windows_begin_at_the_given_starts() -> None:
     (batch,) = Windows(torch.arange(40), torch.tensor([30, 5, 5]), 2, 8)
     assert batch.x.tolist() == [[30, 31], [5, 6], [5, 6]]
     assert batch.y.tolist() == [[31, 32], [6, 7], [6, 7]]

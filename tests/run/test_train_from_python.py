@@ -46,7 +46,9 @@ def test_arguments_that_contradict_each_other_are_refused(tmp_path: Path) -> Non
         charlm.train(f"hydra.run.dir={tmp_path}")
 
 
-@pytest.mark.parametrize("override", ["modle=gru", "model=nonsense", "data.batch_size=0", "data.path='"])
+@pytest.mark.parametrize(
+    "override", ["modle=gru", "model=nonsense", "data.batch_size=0", "data.path='", "data.path=${nope}", "data=nope"]
+)
 def test_a_mistake_is_a_usage_error(override: str, tmp_path: Path, text_file: Path) -> None:
     with pytest.raises(charlm.UsageError):
         charlm.train("data=text", f"data.path={text_file}", *SMALL, override, folder=tmp_path / "run")

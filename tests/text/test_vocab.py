@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,14 +42,14 @@ def naive_ids(vocab: Vocab, text: str, policy: str) -> list[int]:
 
 
 @pytest.mark.parametrize("text", TELLING)
-def test_tricky_texts_survive_a_round_trip(text):
+def test_tricky_texts_survive_a_round_trip(text: str) -> None:
     vocab = Vocab.build(text, pad=True, unk=True)
     assert vocab.decode(vocab.encode(text)) == text
 
 
 @few
 @given(ANY_TEXT, st.booleans(), st.booleans())
-def test_any_text_survives_a_round_trip(text, pad, unk):
+def test_any_text_survives_a_round_trip(text: str, pad: Any, unk: Any) -> None:
     vocab = Vocab.build(text, pad=pad, unk=unk)
     ids = vocab.encode(text, "error")
     assert ids.shape == (len(text),)
@@ -56,11 +59,11 @@ def test_any_text_survives_a_round_trip(text, pad, unk):
 
 @few
 @given(ANY_TEXT)
-def test_code_points_agree_with_ord(text):
+def test_code_points_agree_with_ord(text: str) -> None:
     assert code_points(text).tolist() == [ord(character) for character in text]
 
 
-def test_the_empty_text_has_no_ids():
+def test_the_empty_text_has_no_ids() -> None:
     vocab = Vocab("ab", pad=True, unk=True)
     assert vocab.encode("").shape == (0,)
     assert vocab.decode([]) == ""
@@ -71,7 +74,7 @@ def test_the_empty_text_has_no_ids():
     [(False, False, [0, 1, 2], None), (True, False, [1, 2, 3], None), (False, True, [1, 2, 3], 0)]
     + [(True, True, [2, 3, 4], 1)],
 )
-def test_pad_and_unk_stand_before_the_sorted_characters(pad, unk, ids, unk_id):
+def test_pad_and_unk_stand_before_the_sorted_characters(pad: Any, unk: Any, ids: Any, unk_id: Any) -> None:
     vocab = Vocab.build("cab cab".replace(" ", ""), pad=pad, unk=unk)
     assert vocab.chars == "abc"
     assert vocab.encode("abc").tolist() == ids
@@ -80,17 +83,17 @@ def test_pad_and_unk_stand_before_the_sorted_characters(pad, unk, ids, unk_id):
     assert len(vocab) == ids[-1] + 1
 
 
-def test_special_ids_read_as_the_replacement_character():
+def test_special_ids_read_as_the_replacement_character() -> None:
     assert Vocab("ab", pad=True, unk=True).decode([0, 2, 1, 3]) == f"{REPLACEMENT}a{REPLACEMENT}b"
 
 
-def test_decode_takes_any_integer_array_and_any_iterable():
+def test_decode_takes_any_integer_array_and_any_iterable() -> None:
     vocab = Vocab("abc")
     assert vocab.decode(np.array([2, 0], dtype=np.int16)) == "ca"
     assert vocab.decode(iter([1, 2])) == "bc"
 
 
-def test_an_id_beyond_the_vocabulary_is_not_decoded():
+def test_an_id_beyond_the_vocabulary_is_not_decoded() -> None:
     with pytest.raises(IndexError):
         Vocab("abc").decode([3])
 
@@ -98,7 +101,7 @@ def test_an_id_beyond_the_vocabulary_is_not_decoded():
 @few
 @given(st.text(st.one_of(st.sampled_from("abcé漢"), ANY_CHARACTER), min_size=1, max_size=40), st.integers(1, 4))
 @example("aabbc", 2)
-def test_min_freq_agrees_with_a_counter(text, min_freq):
+def test_min_freq_agrees_with_a_counter(text: str, min_freq: Any) -> None:
     kept = "".join(sorted(character for character, count in Counter(text).items() if count >= min_freq))
     if kept:
         assert Vocab.build(text, min_freq=min_freq).chars == kept
@@ -115,37 +118,37 @@ def test_min_freq_agrees_with_a_counter(text, min_freq):
     st.sampled_from(["unk", "skip"]),
 )
 @example("abc", "abcd", False, "skip")
-def test_encode_agrees_with_a_dict_and_a_loop(known, text, pad, policy):
+def test_encode_agrees_with_a_dict_and_a_loop(known: Any, text: str, pad: Any, policy: Any) -> None:
     vocab = Vocab.build(known, pad=pad, unk=policy == "unk")
     text = known + text + known
     assert vocab.encode(text, policy).tolist() == naive_ids(vocab, text, policy)
 
 
 @pytest.mark.parametrize("known", ["a", "é", "漢", "\U0010fffe"])
-def test_the_next_code_point_after_the_largest_is_unknown(known):
+def test_the_next_code_point_after_the_largest_is_unknown(known: Any) -> None:
     beyond = chr(ord(known) + 1)
     assert Vocab(known, unk=True).encode(known + beyond + "\U0010ffff" + known).tolist() == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize("unk", [False, True])
-def test_skip_drops_unknown_characters(unk):
+def test_skip_drops_unknown_characters(unk: Any) -> None:
     vocab = Vocab("ab", unk=unk)
     assert vocab.decode(vocab.encode("xaybz", "skip")) == "ab"
     assert vocab.encode("xyz", "skip").size == 0
 
 
-def test_unk_is_the_default_where_the_vocabulary_has_that_symbol():
+def test_unk_is_the_default_where_the_vocabulary_has_that_symbol() -> None:
     vocab = Vocab("ab", pad=True, unk=True)
     assert vocab.encode("a?b").tolist() == vocab.encode("a?b", "unk").tolist() == [2, 1, 3]
 
 
-def test_error_is_the_default_where_there_is_no_unk_symbol():
+def test_error_is_the_default_where_there_is_no_unk_symbol() -> None:
     with pytest.raises(UsageError, match="not in the vocabulary"):
         Vocab("ab").encode("a?b")
 
 
 @pytest.mark.parametrize(("vocab", "policy"), [(Vocab("ab", unk=True), "error"), (Vocab("ab"), "unk")])
-def test_the_error_names_each_unknown_character_once(vocab, policy):
+def test_the_error_names_each_unknown_character_once(vocab: Any, policy: Any) -> None:
     with pytest.raises(UsageError) as caught:
         vocab.encode("aé!é\ud800b", policy)
     message = str(caught.value)
@@ -156,12 +159,12 @@ def test_the_error_names_each_unknown_character_once(vocab, policy):
     message.encode("utf-8")  # can be printed
 
 
-def test_describe_names_eight_and_counts_the_rest():
+def test_describe_names_eight_and_counts_the_rest() -> None:
     assert describe("ABCDEFGHIJ").endswith("'H' (U+0048 LATIN CAPITAL LETTER H) and 2 more")
     assert "more" not in describe("ABCDEFGH")
 
 
-def test_encode_does_not_remember_an_earlier_call():
+def test_encode_does_not_remember_an_earlier_call() -> None:
     vocab = Vocab("ab", unk=True)
     vocab.encode("ax")[:] = 7
     assert vocab.encode("abx").tolist() == [1, 2, 0]
@@ -169,7 +172,7 @@ def test_encode_does_not_remember_an_earlier_call():
 
 @few
 @given(ANY_TEXT, st.booleans(), st.booleans())
-def test_a_vocabulary_survives_a_round_trip_through_plain_values(text, pad, unk):
+def test_a_vocabulary_survives_a_round_trip_through_plain_values(text: str, pad: Any, unk: Any) -> None:
     vocab = Vocab.build(text, pad=pad, unk=unk)
     values = vocab.to_dict()
     assert {type(value) for value in values.values()} <= {str, bool}
@@ -195,19 +198,19 @@ def test_a_vocabulary_survives_a_round_trip_through_plain_values(text, pad, unk)
         {"chars": "aab", "pad": False, "unk": False},
     ],
 )
-def test_from_dict_refuses_invalid_values(rubbish):
+def test_from_dict_refuses_invalid_values(rubbish: Any) -> None:
     with pytest.raises(UsageError, match="a vocabulary"):
         Vocab.from_dict(rubbish)
 
 
 @pytest.mark.parametrize("rubbish", [None, [], "abc", 3])
-def test_from_dict_refuses_anything_but_a_mapping(rubbish):
+def test_from_dict_refuses_anything_but_a_mapping(rubbish: Any) -> None:
     with pytest.raises(UsageError, match="a vocabulary"):
         Vocab.from_dict(rubbish)
 
 
 @pytest.mark.parametrize("chars", ["", "ba", "aa"])
-def test_a_vocabulary_is_sorted_without_repeats_and_not_empty(chars):
+def test_a_vocabulary_is_sorted_without_repeats_and_not_empty(chars: Any) -> None:
     with pytest.raises(UsageError, match="sorted and without repeats"):
         Vocab(chars)
 
@@ -215,7 +218,7 @@ def test_a_vocabulary_is_sorted_without_repeats_and_not_empty(chars):
 @pytest.mark.parametrize(
     ("text", "lower"), [("ABC", "abc"), ("É漢", "é漢"), ("İ", "i\u0307"), ("Maß", "maß"), ("a\r\nB", "a\r\nb")]
 )
-def test_normalise_lowercases_only_on_request(text, lower):
+def test_normalise_lowercases_only_on_request(text: str, lower: Any) -> None:
     assert normalise(text) == text
     assert normalise(text, lowercase=False) == text
     assert normalise(text, lowercase=True) == lower
