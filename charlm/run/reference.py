@@ -81,7 +81,7 @@ def type_name(schema: dict[str, Any]) -> str:
         return " | ".join(map(str, schema["enum"]))
     if schema.get("type") == "array":
         return f"list of {type_name(schema['items'])}"
-    limits = [f"{sign} {schema[key]}" for key, sign in RANGES.items() if key in schema]
+    limits = [f"{sign} {schema[key]:.15g}" for key, sign in RANGES.items() if key in schema]
     return f"{TYPES.get(schema.get('type', ''), 'section')} {', '.join(limits)}".strip()
 
 
