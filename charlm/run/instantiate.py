@@ -88,7 +88,7 @@ def known_arguments(name: str, node: dict[str, Any], given: Collection[str]) -> 
     if parameters is None or (name == "model" and not inspect.isclass(target)):  # `build_network` refuses the latter
         return node
     taken = [*parameters, "window"] if name == "model" else list(parameters)  # see `build_network`
-    foreign = [key for key in node if not key.startswith("_") and key not in taken]
+    foreign = [key for key in node if not str(key).startswith("_") and key not in taken]
     for key in foreign:
         typed = any(f"{option}.".startswith(f"{name}.{key}.") for option in given)
         if typed or f"{name}.{key}" not in option_names():

@@ -143,8 +143,9 @@ class Settings(Options):
     @model_validator(mode="after")
     def _path_is_read(self) -> Settings:
         for name, choice in {"path": "text", "paths": "mix"}.items():
-            if getattr(self.data, name) and name not in self.data.corpus and self.resume is None:
-                raise OptionError(f"data.{name}", f"needs data={choice}", getattr(self.data, name))
+            value, read = getattr(self.data, name), map(str, self.data.corpus.values())
+            if value and str(value) not in read and self.resume is None:
+                raise OptionError(f"data.{name}", f"is not read by this corpus: it needs data={choice}", value)
         return self
 
     @model_validator(mode="before")

@@ -13,6 +13,8 @@ import torch
 import charlm
 from charlm.inference.language_model import LanguageModel
 from charlm.models.recurrent import GRU
+from charlm.text.corpus import Corpus
+from charlm.text.sources import read
 from tests.helpers import SMALL, run_train, summary
 from tests.programs import environment, program
 
@@ -212,6 +214,7 @@ def test_a_run_that_ends_before_its_first_validation_has_a_result(base: list[str
             """error: data.path=a,b.txt cannot be read: quote the value, as in "data.path='a,b.txt'",""",
         ),
         ("data=nietzsche", "error: data.path="),
+        ("+model={1: 2}", "error: model.1=1 must be text"),
         ("optimizer._target_=torch.optim.Radam", "error: optimizer._target_='torch.optim.Radam' cannot be imported: "),
         ("+data.bptt=8", "error: data.bptt is set in conf/: leave out the +"),
         ("optimizer.amsgrad=true", "error: optimizer.amsgrad is not set in conf/: write +optimizer.amsgrad=VALUE"),
@@ -224,6 +227,20 @@ def test_what_cannot_be_is_one_sentence(
         run_train(*base, override)
     error = capsys.readouterr().err
     assert error.startswith(sentence) and error.count("\n") == 1
+
+
+def read_file(file: str) -> Corpus:
+    """A user's own corpus, whose argument has another name."""
+    return read(file)
+
+
+def test_a_corpus_of_the_users_own_may_read_data_path_as_it_likes(base: list[str], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine.yaml").write_text(
+        f"name: mine\ncorpus: {{_target_: {__name__}.read_file, file: '${{data.path}}'}}\nbatch_size: 4\nbptt: 8\n"
+    )
+    run_train(*base, f"hydra.searchpath=[file://{tmp_path}]", "data=mine")
+    assert summary(tmp_path / "run")["corpus"] == "mine"
 
 
 def test_another_logger_needs_no_key_deleted(base: list[str], tmp_path: Path) -> None:
