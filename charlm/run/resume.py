@@ -112,9 +112,10 @@ def resumed(settings: Settings, job: Job) -> Plan:
         raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
     if opened.config.get("model") != opened.model:  # which could ask for more memory than the file has
         raise UsageError(f"{path} is damaged: its config describes another model than its weights belong to")
-    # What the user typed may name any class. The model's was checked when it was loaded.
-    typed = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in job.overrides}
-    check_targets({name: section for name, section in opened.config.items() if name not in {"model", *typed}})
+    # Before anything is changed: what the user types may name any class. The model's was checked when it was loaded,
+    # and a logger that the user replaces is not built.
+    skipped = {"model", "logger"} if "logger" in job.given else {"model"}
+    check_targets({name: section for name, section in opened.config.items() if name not in skipped})
     saved, notices = change(opened.config, settings, job.overrides, opened.run["overrides"])
     saved = with_known_arguments(saved, job.given)
     try:

@@ -439,3 +439,17 @@ def test_a_checkpoint_cannot_read_the_environment(
 def test_a_value_that_the_run_has_already_may_be_given(train: Train) -> None:
     run = train("run", until=20)
     train("run", f"resume={run}", "seed=42")
+
+
+@pytest.mark.parametrize("typed", ["data.path=PATH", "trainer.max_epochs=9", "logger.mode=offline", "logger=none"])
+def test_what_is_typed_trusts_nothing_else_in_a_checkpoint(
+    train: Train, typed: str, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train("run", until=20) / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["charlm"]["config"]["data"]["corpus"] = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
+    torch.save(content, path)
+    capsys.readouterr()
+    said = refusal(f"resume={path.parent.parent}", typed.replace("PATH", str(text_file)), capsys=capsys)
+    assert "'os.mkdir' is named in a checkpoint" in said or "is not set by the chosen configs" in said
+    assert not (tmp_path / "made").exists()
