@@ -141,16 +141,16 @@ class StackedCells(nn.Module):
 class RNN(recurrent.RNN):
     """The Elman network from an explicit cell."""
 
-    layer: ClassVar[Any] = partial(StackedCells, RNNCell)
+    layer: ClassVar[Any] = staticmethod(partial(StackedCells, RNNCell))
 
 
 class GRU(recurrent.GRU):
     """The gated recurrent unit from an explicit cell."""
 
-    layer: ClassVar[Any] = partial(StackedCells, GRUCell)
+    layer: ClassVar[Any] = staticmethod(partial(StackedCells, GRUCell))
 
 
 class LSTM(recurrent.LSTM):
     """Long short-term memory from an explicit cell."""
 
-    layer: ClassVar[Any] = partial(StackedCells, LSTMCell)
+    layer: ClassVar[Any] = staticmethod(partial(StackedCells, LSTMCell))
