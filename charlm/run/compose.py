@@ -83,9 +83,10 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
     config.pop("hydra")
     settings = checked_settings(config)
     if settings.resume is not None:
-        if folder is not None:
+        own = folder_of(Path(settings.resume))
+        if folder is not None and Path(folder).resolve() != own.resolve():
             raise UsageError("a resumed run stays in its own folder: leave out folder=")
-        folder = folder_of(Path(settings.resume))
+        folder = own
     elif folder is None:
         folder = unused(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}_{settings.data.name}")
     return settings, Job(Path(folder), given, model, substitute=substitution("train", given, experiment))

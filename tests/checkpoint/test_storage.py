@@ -165,7 +165,7 @@ def test_a_disk_that_stays_full_is_one_sentence_and_the_run_can_go_on(base: list
 
         start = History.on_train_epoch_start
 
-        def full_from_the_second_epoch_on(self: Any, trainer: Any, module: Any) -> None:
+        def full_from_the_second_epoch_on(self, trainer, module):
             if trainer.current_epoch == 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
             return start(self, trainer, module)
