@@ -117,12 +117,12 @@ def run(settings: Settings, job: Job) -> Result:
             if not history.rows:
                 raise UsageError("trainer: these limits leave no batch to train on")
             validate = math.isfinite(history.best_nats)
-            if not checkpoints.best.exists():  # training ended before the first validation
-                replace_file(checkpoints.best, checkpoints.last.read_bytes())
             if model.first_step in (None, trainer.global_step):
                 more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
                 console.print(f"this run had already finished its {len(history.rows)} epochs; {more}")
             store.close()
+            if not checkpoints.best.exists():  # training ended before the first validation
+                replace_file(checkpoints.best, checkpoints.last.read_bytes())
             test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
         summary = {
             **best_losses(history, validated=validate),

@@ -38,8 +38,6 @@ def fit(
     except UsageError:
         raise
     except Exception as error:
-        if isinstance(error, MisconfigurationException):
-            raise UsageError(f"trainer: {first_line(error)}") from None
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise UsageError(
                 f"there is not enough memory: lower data.batch_size={data.batch_size}, data.bptt={data.bptt} or "
@@ -47,6 +45,8 @@ def fit(
             ) from None
         if name := raised_by(error, callbacks):
             raise UsageError(f"callbacks.{name}: {first_line(error)}") from error
+        if isinstance(error, MisconfigurationException):
+            raise UsageError(f"trainer: {first_line(error)}") from None
         if path is None or model.first_step not in (None, trainer.global_step):
             raise
         what = " ".join(str(error).split())[:200]
