@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from charlm.checkpoint.paths import run_folder
 from charlm.cli import exit_cleanly, fail, quick_imports
 from charlm.errors import UsageError
+from charlm.run.suggest import readable
 
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)  # for hydra.run.dir
 failed_jobs: list[int] = []  # of a multirun
@@ -50,6 +51,7 @@ if __name__ == "__main__":
 
             print_help([argument.partition(",")[0] for argument in sys.argv[1:] if "=" in argument])
             sys.exit()
+        sys.argv[1:] = readable(sys.argv[1:])
         main()
         if failed_jobs:
             raise UsageError(f"these jobs did not run: {', '.join(map(str, failed_jobs))}")

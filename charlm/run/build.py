@@ -162,7 +162,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """Lightning's Trainer without its own output; `Terminal` prints instead, and checkpoints are written to `store`."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    arguments = {"profiler": _NoProfiler(), **options.model_dump()}
+    arguments = {"profiler": _NoProfiler(), **options.model_dump(exclude_none=True, exclude={"threads"})}
     if options.accelerator == "auto":
         # Not Apple's MPS: it has no float64 for exact sums, and small recurrent networks are slower there.
         arguments["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from charlm.checkpoint.paths import folder_of, unused
 from charlm.errors import UsageError, first_line
 from charlm.run.settings import Settings, check_settings
-from charlm.run.suggest import CONF, explain
+from charlm.run.suggest import CONF, explain, readable
 
 FALLBACK = "python_docs"  # the corpus that needs no download
 
@@ -48,7 +48,8 @@ class Job:
 def job_from_hydra(config: DictConfig) -> tuple[Settings, Job]:
     """The settings and the job of a program that Hydra has started."""
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
     multirun = hydra.mode == RunMode.MULTIRUN
     job = Job(
         folder=Path(hydra.runtime.output_dir),
@@ -69,7 +70,7 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
     """
     if not CONF.is_dir():
         raise UsageError(f"there is no {CONF}: install charlm from a clone with pip install -e .")
-    given = list(overrides)
+    given = readable(overrides)
     if hydra := [override for override in given if override.lstrip("+~").startswith("hydra.run.")]:
         raise UsageError(f"{hydra[0]} has no effect in Python: give folder=")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -110,5 +111,5 @@ def checked_settings(config: DictConfig) -> Settings:
     try:
         values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise UsageError(f"the config cannot be resolved: {first_line(error)}") from None
+        raise UsageError(explain(error) or f"the config cannot be resolved: {first_line(error)}") from None
     return check_settings(values)

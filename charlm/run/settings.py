@@ -82,8 +82,16 @@ class TrainerOptions(Options):
     """1, or the number of one device such as [0]: a run trains on one device."""
     precision: str | int = "32-true"
     """Precision of weights and arithmetic, such as 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed."""
+    threads: PositiveInt | Literal["auto"] | None = None
+    """CPU threads; auto measures for half a second which number is fastest now; null: as many as PyTorch takes."""
     max_epochs: PositiveInt = 9
     """Epochs to train."""
+    min_epochs: PositiveInt | None = None
+    """Epochs to train at least, whatever a callback such as EarlyStopping says."""
+    max_steps: PositiveInt | None = None
+    """Optimiser steps after which training ends, if max_epochs is not reached before; null: no limit."""
+    max_time: str | None = None
+    """Time after which training ends, as DAYS:HOURS:MINUTES:SECONDS; null: no limit."""
     gradient_clip_val: NonNegative | None = None
     """Largest norm of the gradient, or of each of its numbers for value clipping; null: no clipping."""
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
@@ -94,10 +102,26 @@ class TrainerOptions(Options):
     """Training batches per epoch: a number, or a fraction of them; null: all."""
     limit_val_batches: int | float | None = None
     """Validation batches: a number, or a fraction of them; null: all, 0: no validation."""
+    limit_test_batches: int | float | None = None
+    """Test batches: a number, or a fraction of them; null: all."""
+    check_val_every_n_epoch: PositiveInt | None = None
+    """Epochs from one validation to the next; null: 1."""
+    val_check_interval: PositiveInt | Annotated[float, Field(gt=0, le=1)] | None = None
+    """Batches from one validation to the next within an epoch, or a fraction of the epoch; null: at its end."""
     overfit_batches: int | float = 0
     """Train and validate on so many training batches only (or a fraction of them); 0: off."""
     log_every_n_steps: Count = 100
     """Steps between two lines in the logger."""
+    deterministic: bool | Literal["warn"] | None = None
+    """Use only deterministic algorithms, on a GPU too; warn: warn where there is none."""
+    benchmark: bool | None = None
+    """Let cuDNN measure which of its algorithms is fastest."""
+    detect_anomaly: bool = False
+    """Name the operation in which a NaN first appears in the backward pass; much slower."""
+    fast_dev_run: bool | PositiveInt = False
+    """Run so many batches of training, validation and test (true: 1) to see whether everything works."""
+    profiler: str | None = None
+    """Lightning's profiler: simple, advanced or pytorch; null: none. See task=profile for PyTorch's own."""
 
     @model_validator(mode="after")
     def _one_device(self) -> TrainerOptions:

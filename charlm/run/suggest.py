@@ -1,16 +1,20 @@
-"""The nearest name for an option that does not exist. Loads nothing heavy: the answer comes at once."""
+"""What the user meant: values that Hydra's grammar refuses, names that do not exist.
+
+Loads nothing heavy, so that the answer comes at once.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
 import charlm
@@ -32,11 +36,40 @@ def explain(error: BaseException) -> str | None:
         close = difflib.get_close_matches(found[2], choices, 1)
         more = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(choices)}"
         return f"there is no {group}={found[2]}: {more}"
+    if found := re.search(r"Interpolation key '(.*)' not found", message):
+        return f"${{{found[1]}}} in a value refers to an option that does not exist: write \\${{ for a plain ${{"
     if found := re.search(r"An item is already at '([^']+)'", message):
         return f"{found[1]} is set in conf/: leave out the +"
     if found := re.search(r"Could not override '([^']+)'", message):
         return unknown(found[1])
     return None
+
+
+def readable(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with values quoted where Hydra's grammar refuses them, such as a path in another alphabet.
+
+    Commas outside a list are left to the user, as they separate the values of a multirun, and so are nested values.
+    """
+    return [_quote_where_needed(override) for override in overrides]
+
+
+def _quote_where_needed(override: str) -> str:
+    name, _, value = override.partition("=")
+    if not value or not re.fullmatch(r"\+{0,2}[\w.@/]+", name) or _is_readable(override):
+        return override
+    parts = value[1:-1].split(",") if value[0] == "[" and value[-1] == "]" else [value]
+    if any(re.search(r"""[,\[\]{}()]|^\s*["']""", part) for part in parts):
+        return override
+    parts = [part if _is_readable(f"x={part}") else quoted(part.strip()) for part in parts]
+    return f"{name}=[{','.join(parts)}]" if value[0] == "[" else f"{name}={parts[0]}"
+
+
+def _is_readable(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def unknown(name: str) -> str:
