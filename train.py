@@ -10,12 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from charlm.checkpoint.paths import run_folder
+from charlm.checkpoint.paths import run_folder, run_name
 from charlm.cli import exit_cleanly, fail, quick_imports
 from charlm.errors import UsageError
 from charlm.run.suggest import readable
 
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)  # for hydra.run.dir
+for resolver in (run_folder, run_name):  # for hydra.run.dir
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 failed_jobs: list[int] = []  # of a multirun
 
 
@@ -27,10 +28,10 @@ def main(config: DictConfig) -> float:
     """
     with quick_imports():  # only when there is work to do
         from charlm.run.compose import job_from_hydra
-        from charlm.run.experiment import run
+        from charlm.run.tasks import perform
 
     try:
-        return run(*job_from_hydra(config)).nats
+        return perform(*job_from_hydra(config))
     except UsageError as error:
         job = HydraConfig.get()
         if config.resume is None:

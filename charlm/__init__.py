@@ -16,8 +16,10 @@ from charlm.errors import UsageError
 if TYPE_CHECKING:
     from charlm.inference.language_model import LanguageModel
     from charlm.run.experiment import Result
+    from charlm.run.lr_find import RangeResult
+    from charlm.run.profile import ProfileResult
 
-__all__ = ["UsageError", "load", "train"]
+__all__ = ["UsageError", "load", "lr_find", "profile", "train"]
 
 
 def load(path: str | Path | None = None, trust: Iterable[str] = ()) -> LanguageModel:
@@ -39,4 +41,23 @@ def train(*overrides: str, folder: str | Path | None = None) -> Result:
     from charlm.run.compose import compose_job
     from charlm.run.experiment import run
 
-    return run(*compose_job(overrides, folder))
+    settings, job = compose_job(overrides, folder)
+    if settings.task != "train":
+        raise UsageError(f"charlm.train trains: for task={settings.task}, call charlm.{settings.task}")
+    return run(settings, job)
+
+
+def lr_find(*overrides: str, folder: str | Path | None = None) -> RangeResult:
+    """Find a learning rate as ``python train.py task=lr_find`` does; the arguments are those of `train`."""
+    from charlm.run.compose import compose_job
+    from charlm.run.lr_find import lr_find
+
+    return lr_find(*compose_job([*overrides, "task=lr_find"], folder))
+
+
+def profile(*overrides: str, folder: str | Path | None = None) -> ProfileResult:
+    """Profile some training steps as ``python train.py task=profile`` does; the arguments are those of `train`."""
+    from charlm.run.compose import compose_job
+    from charlm.run.profile import profile
+
+    return profile(*compose_job([*overrides, "task=profile"], folder))

@@ -19,6 +19,12 @@ def run_folder(resume: object, fresh: str) -> str:
     return str(folder) if folder.is_dir() else "."
 
 
+def run_name(task: str, init_from: object, model: str) -> str:
+    """What the name of a new run's folder says about it besides its text."""
+    name = model if init_from is None else "finetuned"  # the model is that of a file
+    return name if task == "train" else f"{task}_{name}"
+
+
 def unused(folder: str) -> str:
     """`folder`, or with a number if it exists already: two runs may start in one second."""
     names = itertools.chain([folder], (f"{folder}_{number}" for number in itertools.count(2)))

@@ -22,6 +22,7 @@ from charlm.data.module import CharDataModule
 from charlm.data.options import DataOptions
 from charlm.data.splits import split_sizes
 from charlm.errors import UsageError, as_usage_error
+from charlm.models.network import Network
 from charlm.run.instantiate import instantiate, resolve_target, signature
 from charlm.run.settings import ScheduleOptions, Settings, TrainerOptions
 from charlm.text.corpus import Corpus
@@ -66,24 +67,9 @@ def steps_per_epoch(trainer: TrainerOptions, batches: int) -> int:
 
 
 def build_model(
-    settings: Settings,
-    data: CharDataModule,
-    corpus: dict[str, Any],
-    run: dict[str, Any],
-    trust: Iterable[str] | None = (),
+    settings: Settings, network: Network, data: CharDataModule, corpus: dict[str, Any], run: dict[str, Any]
 ) -> CharLM:
-    """The LightningModule with its network, optimiser and scheduler. Raises UsageError for invalid arguments.
-
-    `trust` is that of `build_network`.
-    """
-    check_size(settings.model, len(data.vocab), trust)
-    network = build_network(settings.model, len(data.vocab), trust)
-    if network.window and (data.mode, data.bptt) != ("windows", network.window):
-        raise UsageError(
-            f"this model predicts only after a window of {network.window} characters: it needs "
-            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.window}, "
-            f"not {data.mode} of {data.bptt}"
-        )
+    """The LightningModule with its optimiser and scheduler. Raises UsageError for invalid arguments."""
     optimizer = instantiate("optimizer", settings.optimizer)
     scheduler = instantiate("schedule.scheduler", settings.schedule.scheduler)
     check_interval(scheduler, settings.schedule.interval)
@@ -101,6 +87,22 @@ def build_model(
     )
     model.configure_optimizers()  # raises for an invalid argument before training
     return model
+
+
+def build_checked_network(spec: dict[str, Any], data: CharDataModule, trust: Iterable[str] | None) -> Network:
+    """The network of `spec`. Raises UsageError if it does not fit in memory, or not the batches of `data`.
+
+    `trust` is that of `build_network`.
+    """
+    check_size(spec, len(data.vocab), trust)
+    network = build_network(spec, len(data.vocab), trust)
+    if network.window and (data.mode, data.bptt) != ("windows", network.window):
+        raise UsageError(
+            f"this model predicts only after a window of {network.window} characters: it needs "
+            f"data=nietzsche_windows, or data=text_windows for your own text, with data.bptt={network.window}, "
+            f"not {data.mode} of {data.bptt}"
+        )
+    return network
 
 
 def fill_in_lengths(schedule: ScheduleOptions, epochs: int, steps_per_epoch: int) -> ScheduleOptions:
@@ -158,9 +160,12 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def build_trainer(
-    options: TrainerOptions, folder: Path, callbacks: list[pl.Callback], store: Store, *, validate: bool
+    options: TrainerOptions, folder: Path, callbacks: list[pl.Callback], store: Store | None, *, validate: bool
 ) -> pl.Trainer:
-    """Lightning's Trainer without its own output; `Terminal` prints instead, and checkpoints are written to `store`."""
+    """Lightning's Trainer without its own output; `Terminal` prints instead, and checkpoints are written to `store`.
+
+    Without a `store`, there are no checkpoints.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     arguments = {"profiler": _NoProfiler(), **options.model_dump(exclude_none=True, exclude={"threads"})}
     if options.accelerator == "auto":
@@ -173,7 +178,8 @@ def build_trainer(
             **arguments,
             default_root_dir=folder,
             logger=False,
-            plugins=[StoreIO(store)],
+            enable_checkpointing=store is not None,
+            plugins=None if store is None else [StoreIO(store)],
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from charlm.checkpoint.paths import folder_of, unused
+from charlm.checkpoint.paths import folder_of, run_name, unused
 from charlm.errors import UsageError, first_line
 from charlm.run.settings import Settings, check_settings
 from charlm.run.suggest import CONF, explain, readable
@@ -89,7 +89,8 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
             raise UsageError("a resumed run stays in its own folder: leave out folder=")
         folder = own
     elif folder is None:
-        folder = unused(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{model}_{settings.data.name}")
+        name = run_name(settings.task, settings.init_from, str(model))
+        folder = unused(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_{settings.data.name}")
     return settings, Job(Path(folder), given, model, substitute=substitution("train", given, experiment))
 
 

@@ -23,10 +23,12 @@ from rich.console import Console
 from charlm.checkpoint.building import package_of
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
+from charlm.data.module import CharDataModule
 from charlm.errors import UsageError, as_usage_error
 from charlm.inference.language_model import LanguageModel, load
 from charlm.run.build import (
     build_callbacks,
+    build_checked_network,
     build_data,
     build_model,
     build_trainer,
@@ -35,9 +37,11 @@ from charlm.run.build import (
 )
 from charlm.run.compose import Job
 from charlm.run.fitting import evaluate, fit, quiet, resumable
+from charlm.run.init_from import adopt
 from charlm.run.instantiate import escape, instantiate, signature
-from charlm.run.resume import check_unused, fresh, resumed
+from charlm.run.resume import Plan, check_unused, fresh, resumed
 from charlm.run.settings import Settings
+from charlm.run.threads import choose_threads, own_threads
 from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
@@ -45,7 +49,7 @@ from charlm.training.callbacks.history import History
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, describe, machine, report
 from charlm.training.interrupt import Interrupt
-from charlm.training.module import parameter_count
+from charlm.training.module import CharLM, parameter_count
 
 
 @dataclass(frozen=True)
@@ -68,23 +72,48 @@ class Result:
         return load(self.folder, self.trust)
 
 
+@dataclass(frozen=True)
+class Built:
+    """What training needs: the settings with all that was left open filled in, the data and the model."""
+
+    settings: Settings
+    data: CharDataModule
+    model: CharLM
+    origin: dict[str, Any]
+    header: dict[str, str]
+
+
+def build(plan: Plan) -> Built:
+    """Build what `plan` describes, and tell PyTorch the number of threads."""
+    settings, corpus = plan.settings, plan.corpus
+    pl.seed_everything(settings.seed, verbose=False)
+    data = build_data(settings.data, corpus, settings.seed)
+    steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
+    schedule = fill_in_lengths(settings.schedule, settings.trainer.max_epochs, steps)
+    trust = None if plan.checkpoint is None else ()  # what the user typed is trusted, what a file says is not
+    network = build_checked_network(settings.model, data, trust)
+    header = dict(plan.header)
+    if plan.start is not None:
+        header["start"] = f"{settings.init_from}: {adopt(network, data.vocab, plan.start, trust)}"
+    options = choose_threads(settings.trainer, network, data)
+    settings = settings.model_copy(update={"schedule": schedule, "trainer": options})
+    origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
+    model = build_model(settings, network, data, origin, plan.record)
+    header |= describe(settings.data.name, data, network, plan.folder)
+    return Built(settings, data, model, origin, header)
+
+
+@own_threads()
 def run(settings: Settings, job: Job) -> Result:
     """Train as `settings` describe.
 
     Raises UsageError for mistakes that the user can fix, before training starts wherever possible, and Interrupted when
     the user stops the run.
     """
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = new_console()
     plan = fresh(settings, job) if settings.resume is None else resumed(settings, job)
-    settings, corpus, folder, record = plan.settings, plan.corpus, plan.folder, plan.record
-    pl.seed_everything(settings.seed, verbose=False)
-    data = build_data(settings.data, corpus, settings.seed)
-    steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
-    schedule = fill_in_lengths(settings.schedule, settings.trainer.max_epochs, steps)
-    settings = settings.model_copy(update={"schedule": schedule})
-    origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
-    typed = plan.checkpoint is None  # what the user typed is trusted, what a file says is not
-    model = build_model(settings, data, origin, record, None if typed else ())
+    built = build(plan)
+    settings, data, model, folder, record = built.settings, built.data, built.model, plan.folder, plan.record
     validate = bool(data.rows["val"]) and settings.trainer.limit_val_batches != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
@@ -96,9 +125,8 @@ def run(settings: Settings, job: Job) -> Result:
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
-    header = {**plan.header, **describe(settings.data.name, data, model.network, folder)}
     # The order matters: an epoch's row is added to the history before it is printed.
-    callbacks = [guard, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
+    callbacks = [guard, history, *observers.values(), Terminal(console, built.header, history, samples), checkpoints]
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
@@ -135,11 +163,11 @@ def run(settings: Settings, job: Job) -> Result:
             "fit_seconds": history.fit_seconds,
             "seconds": time.perf_counter() - started + history.earlier_seconds,
             "model": record["model"],
-            "corpus": origin["name"],
+            "corpus": built.origin["name"],
             "corpus_substituted": record["substituted"],
             "leaky": data.leaky,
-            "corpus_source": corpus.source,
-            "corpus_sha256": corpus.sha256,
+            "corpus_source": plan.corpus.source,
+            "corpus_sha256": plan.corpus.sha256,
             "seed": settings.seed,
             "device": str(trainer.strategy.root_device),
             "machine": machine(trainer.strategy.root_device),
@@ -153,6 +181,11 @@ def run(settings: Settings, job: Job) -> Result:
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
     trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)
+
+
+def new_console() -> Console:
+    """The terminal, or lines of 120 columns in a file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from charlm.checkpoint.format import Checkpoint
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.data.options import DataOptions
 from charlm.errors import UsageError
 from charlm.run.compose import Job
+from charlm.run.init_from import open_start
 from charlm.run.instantiate import build_corpus, escape, with_known_arguments
 from charlm.run.settings import Settings, check_settings
 from charlm.run.trust import check_targets
@@ -31,6 +33,7 @@ OVERRIDABLE = (
     "trainer.max_epochs",
     "trainer.accelerator",
     "trainer.devices",
+    "trainer.threads",
     "trainer.log_every_n_steps",
     "checkpoint",
     "logger",
@@ -43,7 +46,10 @@ RECORD = {"model", "substituted", "sweep", "overrides"}  # what resuming needs b
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train and where. `record` has the keys of `RECORD`; `checkpoint` is None for a new run."""
+    """What to train and where. `record` has the keys of `RECORD`; `checkpoint` is None for a new run.
+
+    A new run with ``init_from`` starts from the weights in `start`.
+    """
 
     settings: Settings
     corpus: Corpus
@@ -52,24 +58,28 @@ class Plan:
     header: dict[str, str]
     notices: list[str]
     checkpoint: Path | None = None
+    start: Checkpoint | None = None
 
 
 def fresh(settings: Settings, job: Job) -> Plan:
     """A new run. Raises UsageError if its folder already holds a run."""
     folder = Path(os.path.relpath(job.folder))
     check_unused(folder)
+    start = None
+    if settings.init_from is not None:
+        settings, start = open_start(settings, job.given)
     settings = with_known_arguments(settings, job.given)
     corpus, data, substitution = load_corpus(settings.data, job)
     settings = settings.model_copy(update={"data": data})
     record = {
-        "model": job.model,
+        "model": job.model if start is None else start.run.get("model"),
         "substituted": bool(substitution),
         "sweep": job.sweep,
         "overrides": job.overrides,
     }
     header = {} if job.number is None else {"job": f"{job.number}, {' '.join(job.overrides)}"}
     notices = [substitution] if substitution else []
-    return Plan(settings, corpus, folder, record, header, notices)
+    return Plan(settings, corpus, folder, record, header, notices, start=start)
 
 
 def load_corpus(options: DataOptions, job: Job) -> tuple[Corpus, DataOptions, str]:
@@ -137,7 +147,8 @@ def change(
 
     Raises UsageError for what a resumed run cannot change. Overrides that the run was started with may be repeated.
     """
-    changed, planned = OmegaConf.create(escape(saved)), check_settings(saved).trainer.max_epochs
+    changed, trainer = OmegaConf.create(escape(saved)), check_settings(saved).trainer
+    planned = trainer.max_epochs
     asked = OmegaConf.create(escape(settings.model_dump()))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
@@ -153,7 +164,12 @@ def change(
             for place in {key, key.replace("data.", "data.corpus.")}:
                 OmegaConf.update(changed, place, value, merge=False)
     result = check_settings(OmegaConf.to_container(changed, resolve=True))
-    epochs = result.trainer.max_epochs
+    notices, epochs, threads = [], result.trainer.max_epochs, result.trainer.threads
+    if trainer.threads not in (None, threads):
+        notices.append(
+            f"trainer.threads={threads}, but this run began with {trainer.threads}: sums are rounded differently, so "
+            f"the result is not bit for bit that of an uninterrupted run"
+        )
     if epochs < planned:
         raise UsageError(
             f"trainer.max_epochs={epochs} is less than the run's {planned}: a resumed run can only get longer"
@@ -163,6 +179,6 @@ def change(
         name = str(scheduler["_target_"]).rpartition(".")[2]
         raise UsageError(f"trainer.max_epochs={epochs}: {name} was made for {planned} epochs and cannot be extended")
     made_for = scheduler.get("epochs")
-    if made_for in (None, epochs):
-        return result, []
-    return result, [f"the scheduler was made for {made_for} epochs: after them the learning rate stays constant"]
+    if made_for not in (None, epochs):
+        notices.append(f"the scheduler was made for {made_for} epochs: after them the learning rate stays constant")
+    return result, notices

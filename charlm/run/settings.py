@@ -20,6 +20,8 @@ from charlm.run.suggest import CONF, did_you_mean
 from charlm.training.callbacks.checkpoints import CheckpointOptions
 from charlm.training.objective import Objective
 from charlm.training.parameter_groups import ParameterGroups
+from charlm.training.profile import ProfileOptions
+from charlm.training.range_test import RangeOptions
 
 
 def _has_target(section: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +149,12 @@ class Settings(Options):
 
     seed: Seed
     """Seed of weights, dropout, shuffling, jitter and random splits."""
+    task: Literal["train", "lr_find", "profile"] = "train"
+    """Train; or find a learning rate by a range test; or show where the time of training goes."""
     resume: Text | None = None
     """A run folder, or a .ckpt file in its checkpoints: resume that run, in its folder and with its own settings."""
+    init_from: Text | None = None
+    """A run folder or .ckpt file: start from that model's weights, on another text; its model options are used."""
     data: DataOptions
     model: Target
     """The network: ``_target_`` names its class, the rest are its options."""
@@ -163,6 +169,8 @@ class Settings(Options):
     checkpoint: CheckpointOptions = CheckpointOptions()
     objective: Objective = Objective()
     parameter_groups: ParameterGroups = ParameterGroups()
+    lr_find: RangeOptions = RangeOptions()
+    profile: ProfileOptions = ProfileOptions()
 
     @model_validator(mode="after")
     def _path_is_read(self) -> Settings:
@@ -170,6 +178,14 @@ class Settings(Options):
             value, read = getattr(self.data, name), map(str, self.data.corpus.values())
             if value and str(value) not in read and self.resume is None:
                 raise OptionError(f"data.{name}", f"is not read by this corpus: it needs data={choice}", value)
+        return self
+
+    @model_validator(mode="after")
+    def _new_run(self) -> Settings:
+        if self.resume is not None and self.init_from is not None:
+            raise OptionError("init_from", "starts a new run, and resume continues one: give only one of them")
+        if self.resume is not None and self.task != "train":
+            raise OptionError("task", "looks at a new run: leave out resume", self.task)
         return self
 
     @model_validator(mode="before")

@@ -65,6 +65,10 @@ class CharLM(pl.LightningModule):
         # Only ReduceLROnPlateau reads the loss.
         return [optimizer], [{"scheduler": scheduler, "interval": self._interval, "monitor": "val/nats"}]
 
+    def set_scheduler(self, scheduler: Callable[[Optimizer], LRScheduler], interval: str) -> None:
+        """Use another scheduler."""
+        self._scheduler, self._interval = scheduler, interval
+
     def _logits(self, stage: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Run the network from the stage's state: logits (B, T', V) and their targets (B, T')."""
         state = self._carry.get(stage)

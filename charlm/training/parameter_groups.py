@@ -22,6 +22,8 @@ class GroupOptions(Options):
     """Learning rate of this part; null: the optimiser's."""
     weight_decay: NonNegative | None = None
     """Weight decay of this part; null: the optimiser's."""
+    frozen: bool = False
+    """Keep the weights of this part as they are, for example those that init_from gives."""
 
 
 class ParameterGroups(Options):
@@ -38,21 +40,28 @@ class ParameterGroups(Options):
 
 
 def parameter_groups(network: Network, options: ParameterGroups) -> list[Any]:
-    """The parameters for an optimiser, grouped by part if any part has options of its own.
+    """The parameters for an optimiser, grouped by part if any part has options of its own. Freezes frozen parts.
 
-    Raises UsageError for options of a part that the network does not have.
+    Raises UsageError for options of a part that the network does not have, and if all parts are frozen.
     """
-    given = {part: values for part, values in options.model_dump(exclude_none=True).items() if values}
-    if not given:
-        return list(network.parameters())
+    parts: dict[str, dict[str, Any]] = options.model_dump(exclude_none=True)
+    frozen = {part for part, values in parts.items() if values.pop("frozen")}
+    given = {part: values for part, values in parts.items() if values}
+    named = [(network.parameter_group(name), parameter) for name, parameter in network.named_parameters()]
+    for part in {**given, **dict.fromkeys(frozen)}:
+        if part not in [own for own, _ in named]:
+            raise UsageError(f"parameter_groups.{part}: this model has no parameters there; leave it null")
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
-        part = network.parameter_group(name)
+    for part, parameter in named:
+        if part in frozen:
+            parameter.requires_grad_(False)
+            continue
         key = part if part in given else "rest"
         groups.setdefault(key, {"name": key, **given.get(part, {}), "params": []})["params"].append(parameter)
-    for part in given:
-        if part not in groups:
-            raise UsageError(f"parameter_groups.{part}: this model has no parameters there; leave it null")
+    if not groups:
+        raise UsageError("parameter_groups: all parts of this model are frozen, so nothing is left to train")
+    if not given:
+        return list(groups["rest"]["params"])
     return sorted(groups.values(), key=lambda group: ORDER.index(group["name"]))
 
 

@@ -1,0 +1,98 @@
+"""Fine-tuning: ``init_from=RUN`` starts a run from the weights of another one, on a new text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charlm.checkpoint.building import build_network
+from charlm.checkpoint.format import Checkpoint
+from charlm.checkpoint.loading import load_checkpoint
+from charlm.checkpoint.paths import find_checkpoint
+from charlm.errors import UsageError
+from charlm.models.network import Network
+from charlm.run.settings import Settings
+from charlm.text.vocab import Vocab
+
+
+def open_start(settings: Settings, given: Collection[str]) -> tuple[Settings, Checkpoint]:
+    """The checkpoint that ``init_from`` names, and `settings` with its model and the model's options that were `given`.
+
+    Raises UsageError for a checkpoint that cannot be used, and for another model.
+    """
+    path = find_checkpoint(settings.init_from)
+    opened = load_checkpoint(path)
+    ours, theirs = settings.model, opened.model
+    if {"model", "model._target_"} & set(given) and ours["_target_"] != theirs["_target_"]:
+        mine, other = (str(target).rpartition(".")[2] for target in (ours["_target_"], theirs["_target_"]))
+        raise UsageError(f"model is {mine}, but init_from={path} is a {other}: leave out model=, the file says it")
+    names = [name.removeprefix("model.").partition(".")[0] for name in given if name.startswith("model.")]
+    return settings.model_copy(update={"model": theirs | {name: ours[name] for name in names if name in ours}}), opened
+
+
+def adopt(network: Network, vocab: Vocab, start: Checkpoint, trust: Collection[str] | None) -> str:
+    """Give `network` the weights of `start`, those of a character to the same character; says what it did.
+
+    A character that `start` does not know keeps its initial weights. Raises UsageError for weights of other sizes.
+    """
+    old, new = rows(start.vocab), rows(vocab)
+    common = [symbol for symbol in new if symbol in old]
+    ours = torch.tensor([new[symbol] for symbol in common], dtype=torch.int64)
+    theirs = torch.tensor([old[symbol] for symbol in common], dtype=torch.int64)
+    source, target = start.network.state_dict(), network.state_dict()
+    dimensions = vocabulary_dimensions(start.model, len(start.vocab), trust)
+    with torch.no_grad():
+        for name, weight in target.items():
+            along = dimensions.get(name, [])
+            given = source.get(name)
+            if given is None or sizes(given, along) != sizes(weight, along):
+                there = "missing" if given is None else list(given.shape)
+                raise UsageError(
+                    f"init_from: {name!r} is {list(weight.shape)} in this model, but {there} in the checkpoint: "
+                    f"leave out model.*, so that the checkpoint determines the sizes"
+                )
+            place: Any = [slice(None)] * weight.dim()
+            for dimension in along:
+                given = given.index_select(dimension, theirs)
+                place[dimension] = ours
+            if len(along) > 1:  # square: rows and columns are characters
+                place = torch.meshgrid(*(part for part in place if isinstance(part, Tensor)), indexing="ij")
+            weight[tuple(place)] = given.to(weight)
+    added = len(vocab) - len(common)
+    return f"{len(common)} of {len(start.vocab)} symbols kept, {added} new"
+
+
+def rows(vocab: Vocab) -> dict[str, int]:
+    """The id of each character and special symbol."""
+    specials = [name for name, there in (("<pad>", vocab.pad), ("<unk>", vocab.unk)) if there]
+    return {symbol: i for i, symbol in enumerate([*specials, *vocab.chars])}
+
+
+def vocabulary_dimensions(spec: Mapping[str, Any], size: int, trust: Collection[str] | None) -> dict[str, list[int]]:
+    """For each weight of the network, the dimensions that have one entry per symbol.
+
+    Found by building the network with one symbol more, without allocating memory: so it works for every family.
+    """
+
+    def shapes(vocab_size: int) -> dict[str, torch.Size]:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    built = build_network(spec, vocab_size, trust)
+            except UsageError:  # its constructor reads a tensor, which has no values there
+                built = build_network(spec, vocab_size, trust)
+        return {name: weight.shape for name, weight in built.state_dict().items()}
+
+    larger = shapes(size + 1)
+    return {
+        name: [i for i, pair in enumerate(zip(shape, larger[name], strict=True)) if pair == (size, size + 1)]
+        for name, shape in shapes(size).items()
+    }
+
+
+def sizes(weight: Tensor, without: Collection[int]) -> list[int]:
+    """The sizes of `weight` in the other dimensions."""
+    return [size for dimension, size in enumerate(weight.shape) if dimension not in without]

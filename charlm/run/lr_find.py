@@ -1,0 +1,98 @@
+"""``python train.py task=lr_find``: a learning-rate range test on a fraction of an epoch, as a picture and a CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from charlm.checkpoint.storage import replace_file
+from charlm.errors import UsageError
+from charlm.run.compose import Job
+from charlm.run.experiment import new_console
+from charlm.run.settings import Settings
+from charlm.run.threads import own_threads
+from charlm.run.trial import trial
+from charlm.training.callbacks.terminal import facts
+from charlm.training.module import CharLM
+from charlm.training.range_test import Point, RangeTest, growing, suggest
+
+
+@dataclass(frozen=True)
+class RangeResult:
+    """The outcome of a range test: its points, the learning rate to try (None: no suggestion) and its folder."""
+
+    suggestion: float | None
+    points: list[Point]
+    folder: Path
+
+
+@own_threads()
+def lr_find(settings: Settings, job: Job) -> RangeResult:
+    """Train a new model for some steps at a growing learning rate; a picture and a CSV are all that is left of it.
+
+    Everything else is as in training. Raises UsageError like `charlm.run.experiment.run`.
+    """
+    console, options = new_console(), settings.lr_find
+    tests: list[RangeTest] = []
+
+    def watch(advance: Callable[[], None]) -> RangeTest:
+        tests.append(RangeTest(advance))
+        return tests[0]
+
+    def prepare(model: CharLM) -> None:
+        model.set_scheduler(partial(growing, options=options), "step")
+
+    folder, model = trial(console, settings, job, watch, batches=options.steps, steps=options.steps, prepare=prepare)
+    points = tests[0].points
+    if not points:
+        raise UsageError("trainer: these limits leave no batch to train on")
+    result = RangeResult(suggest(points), points, folder)
+    replace_file(folder / "lr_find.csv", table(points))
+    replace_file(folder / "lr_find.png", picture(result, model))
+    rows = {"suggestion": "none: the loss does not fall in this range; change lr_find.lowest, lr_find.highest"}
+    if result.suggestion is not None:
+        rows = {"suggestion": f"optimizer.lr={result.suggestion:.2g}"}
+    console.print(facts(rows | {"picture": str(folder / "lr_find.png"), "table": str(folder / "lr_find.csv")}))
+    if result.suggestion is not None:
+        kept = [o for o in job.overrides if not o.startswith(("task=", "lr_find.", "optimizer.lr=", "hydra."))]
+        command = shlex.join(["python", "train.py", *kept, f"optimizer.lr={result.suggestion:.2g}"])
+        console.print("[bold cyan]train with it[/]", highlight=False)
+        console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+    return result
+
+
+def table(points: Sequence[Point]) -> bytes:
+    """A CSV with a row per step."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(Point._fields)
+    writer.writerows(points)
+    return text.getvalue().encode()
+
+
+def picture(result: RangeResult, title: str) -> bytes:
+    """A PNG: the loss of each step and the smoothed loss over the learning rate, with the suggestion."""
+    from matplotlib.figure import Figure  # slow to import
+
+    points = [point for point in result.points if math.isfinite(point.nats)]
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    rates = [point.learning_rate for point in points]
+    axes.plot(rates, [point.nats for point in points], color="0.8", label="loss of each step")
+    axes.plot(rates, [point.smoothed for point in points], color="C0", label="smoothed")
+    if result.suggestion is not None:
+        axes.axvline(result.suggestion, color="C3", linestyle="--", label=f"suggestion {result.suggestion:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats per character)", title=title)
+    top = max(points[0].smoothed, *(point.smoothed for point in points))
+    axes.set_ylim(min(point.nats for point in points) - 0.1, 1.2 * top)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    png = io.BytesIO()
+    figure.savefig(png)
+    return png.getvalue()

@@ -1,0 +1,62 @@
+"""A few steps of training that leave no model, for the tasks that look at a run before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.profilers import Profiler
+from rich.console import Console
+from rich.progress import Progress
+
+from charlm.run.build import build_trainer
+from charlm.run.compose import Job
+from charlm.run.experiment import build, claimed, save_config
+from charlm.run.fitting import fit, quiet
+from charlm.run.resume import fresh
+from charlm.run.settings import Settings
+from charlm.training import random_state
+from charlm.training.callbacks.terminal import device_name, facts
+from charlm.training.module import CharLM
+
+EPOCHS = 10**6  # the callback, or `steps`, ends the trial
+
+
+def trial(
+    console: Console,
+    settings: Settings,
+    job: Job,
+    watch: Callable[[Callable[[], None]], pl.Callback],
+    *,
+    batches: int,
+    steps: int = -1,
+    prepare: Callable[[CharLM], None] = lambda model: None,
+    profiler: Profiler | None = None,
+) -> tuple[Path, str]:
+    """Train a new model as `settings` describe, watched by one callback and changed by `prepare`, without validation.
+
+    `watch` makes the callback, which calls its argument after each of the expected `batches` (for the bar); training
+    ends after `steps` optimiser steps or where the callback stops it. The random generators are restored. Returns the
+    run folder and a description of the model. Raises UsageError like `charlm.run.experiment.run`.
+    """
+    before = random_state.collect()
+    plan = fresh(settings, job)
+    built = build(plan)
+    prepare(built.model)
+    unlimited = {"max_epochs": EPOCHS, "min_epochs": None, "max_steps": steps, "max_time": None}
+    options = built.settings.trainer.model_copy(update=unlimited)
+    with claimed(plan.folder, new=True), quiet(), Progress(console=console, transient=True) as bar:
+        task = bar.add_task(settings.task, total=batches)
+        trainer = build_trainer(options, plan.folder, [watch(lambda: bar.advance(task))], None, validate=False)
+        if profiler is not None:
+            changed: Any = trainer
+            changed.profiler = profiler
+        for notice in [*plan.notices, *built.data.notices]:
+            console.print(notice, style="bold yellow", markup=False)
+        console.print(facts({**built.header, "device": device_name(trainer.strategy.root_device)}), "")
+        save_config(built.settings, plan.folder, job, new=True)
+        fit(trainer, built.model, built.data, None, {})
+    random_state.restore(before)
+    return plan.folder, built.header["model"]
