@@ -40,27 +40,27 @@ def adopt(network: Network, vocab: Vocab, start: Checkpoint, trust: Collection[s
     """
     old, new = rows(start.vocab), rows(vocab)
     common = [symbol for symbol in new if symbol in old]
-    ours = torch.tensor([new[symbol] for symbol in common], dtype=torch.int64)
-    theirs = torch.tensor([old[symbol] for symbol in common], dtype=torch.int64)
-    source, target = start.network.state_dict(), network.state_dict()
-    dimensions = vocabulary_dimensions(start.model, len(start.vocab), trust)
+    ours, theirs = ([ids[symbol] for symbol in common] for ids in (new, old))
+    source = start.network.state_dict()
+    blocks = vocabulary_blocks(start.model, len(start.vocab), trust)
     with torch.no_grad():
-        for name, weight in target.items():
-            along = dimensions.get(name, [])
-            given = source.get(name)
+        for name, weight in network.state_dict().items():
+            given, along = source.get(name), blocks.get(name, {})
             if given is None or sizes(given, along) != sizes(weight, along):
                 there = "missing" if given is None else list(given.shape)
                 raise UsageError(
                     f"init_from: {name!r} is {list(weight.shape)} in this model, but {there} in the checkpoint: "
                     f"leave out model.*, so that the checkpoint determines the sizes"
                 )
-            place: Any = [slice(None)] * weight.dim()
-            for dimension in along:
-                given = given.index_select(dimension, theirs)
-                place[dimension] = ours
-            if len(along) > 1:  # square: rows and columns are characters
-                place = torch.meshgrid(*(part for part in place if isinstance(part, Tensor)), indexing="ij")
-            weight[tuple(place)] = given.to(weight)
+            if not along:
+                weight.copy_(given)
+                continue
+            places = [torch.arange(size) for size in weight.shape]
+            for dimension, count in along.items():
+                chosen = torch.tensor([len(start.vocab) * block + i for block in range(count) for i in theirs])
+                places[dimension] = torch.tensor([len(vocab) * block + i for block in range(count) for i in ours])
+                given = given.index_select(dimension, chosen)
+            weight[torch.meshgrid(*places, indexing="ij")] = given.to(weight)
     added = len(vocab) - len(common)
     return f"{len(common)} of {len(start.vocab)} symbols kept, {added} new"
 
@@ -71,10 +71,10 @@ def rows(vocab: Vocab) -> dict[str, int]:
     return {symbol: i for i, symbol in enumerate([*specials, *vocab.chars])}
 
 
-def vocabulary_dimensions(spec: Mapping[str, Any], size: int, trust: Collection[str] | None) -> dict[str, list[int]]:
-    """For each weight of the network, the dimensions that have one entry per symbol.
+def vocabulary_blocks(spec: Mapping[str, Any], size: int, trust: Collection[str] | None) -> dict[str, dict[int, int]]:
+    """For each weight, the dimensions that have an entry per symbol, and how many such blocks follow each other there.
 
-    Found by building the network with one symbol more, without allocating memory: so it works for every family.
+    Found by building the network with one symbol more, without allocating memory, so that it works for every family.
     """
 
     def shapes(vocab_size: int) -> dict[str, torch.Size]:
@@ -88,7 +88,7 @@ def vocabulary_dimensions(spec: Mapping[str, Any], size: int, trust: Collection[
 
     larger = shapes(size + 1)
     return {
-        name: [i for i, pair in enumerate(zip(shape, larger[name], strict=True)) if pair == (size, size + 1)]
+        name: {i: b - a for i, (a, b) in enumerate(zip(shape, larger[name], strict=True)) if 0 < (b - a) * size == a}
         for name, shape in shapes(size).items()
     }
 

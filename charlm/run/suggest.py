@@ -57,11 +57,12 @@ def _quote_where_needed(override: str) -> str:
     name, _, value = override.partition("=")
     if not value or not re.fullmatch(r"\+{0,2}[\w.@/]+", name) or _is_readable(override):
         return override
-    parts = value[1:-1].split(",") if value[0] == "[" and value[-1] == "]" else [value]
+    is_list = value[0] == "[" and value[-1] == "]"
+    parts = [part.strip() for part in value[1:-1].split(",")] if is_list else [value]
     if any(re.search(r"""[,\[\]{}()]|^\s*["']""", part) for part in parts):
         return override
-    parts = [part if _is_readable(f"x={part}") else quoted(part.strip()) for part in parts]
-    return f"{name}=[{','.join(parts)}]" if value[0] == "[" else f"{name}={parts[0]}"
+    parts = [part if _is_readable(f"x={part}") else quoted(part) for part in parts]
+    return f"{name}=[{','.join(parts)}]" if is_list else f"{name}={parts[0]}"
 
 
 def _is_readable(override: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from charlm.run import experiment
 from charlm.run.compose import Job
-from charlm.run.experiment import run
 from charlm.run.settings import Settings
 
 
@@ -22,4 +22,4 @@ def perform(settings: Settings, job: Job) -> float:
         from charlm.run.profile import profile
 
         return 1 / profile(settings, job).characters_per_second
-    return run(settings, job).nats
+    return experiment.run(settings, job).nats

@@ -99,7 +99,7 @@ def suggest(points: Sequence[Point]) -> float | None:
     which it is lowest, which is bold where the loss stays low for long. None if the loss does not fall.
     """
     smoothed = [point.smoothed for point in points]
-    bottom = min(range(len(points)), key=lambda i: smoothed[i] if math.isfinite(smoothed[i]) else math.inf)
+    bottom = min(range(len(points)), key=lambda i: smoothed[i] if math.isfinite(smoothed[i]) else math.inf, default=0)
     first = round(SKIPPED * bottom)
     width = max(1, (bottom - first) // 10)  # a slope over several points, so that noise does not decide
     slopes = {i + width // 2: smoothed[i + width] - smoothed[i] for i in range(first, bottom - width + 1)}

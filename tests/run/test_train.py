@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,8 +77,8 @@ def test_main_returns_the_loss_to_hydras_sweepers(monkeypatch: pytest.MonkeyPatc
     from charlm.run import compose, experiment
 
     monkeypatch.setattr(compose, "job_from_hydra", lambda config: (config, None))
-    monkeypatch.setattr(experiment, "run", lambda settings, job: experiment.Result(settings["loss"], Path(), [], {}))
-    assert train.main.__wrapped__({"loss": 1.25}) == 1.25
+    monkeypatch.setattr(experiment, "run", lambda settings, job: experiment.Result(settings.loss, Path(), [], {}))
+    assert train.main.__wrapped__(SimpleNamespace(task="train", loss=1.25)) == 1.25
 
 
 def test_the_best_checkpoint_has_the_best_validation_loss(base: tuple[str, ...], text: str, tmp_path: Path) -> None:

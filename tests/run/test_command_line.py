@@ -1,0 +1,88 @@
+"""What the command line accepts beyond Hydra's grammar, and options of Lightning's Trainer without a +."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import charlm
+from charlm.run.suggest import readable
+from tests.helpers import SMALL
+from tests.programs import environment, program
+
+PATHS = st.text(st.characters(codec="utf-8", exclude_characters=",[]{}()\"'\n\r\0"), min_size=1).filter(str.strip)
+
+
+@given(PATHS)
+@example("Über dir/x y.md")
+@example("~/notes")
+@example("a#b=c")
+@example("C:\\dir\\")
+def test_any_path_reaches_the_option_as_it_is(path: str) -> None:
+    """Values that Hydra reads by itself, such as numbers, are left to it."""
+    (override,) = readable([f"data.path={path}"])
+    value = OverridesParser.create().parse_override(override).value()
+    assert override == f"data.path={path}" or value == path
+
+
+def test_a_list_of_paths_is_quoted_part_by_part() -> None:
+    (override,) = readable(["data.paths=[Über/a b.txt,plain.txt,x=y]"])
+    assert OverridesParser.create().parse_override(override).value() == ["Über/a b.txt", "plain.txt", "x=y"]
+
+
+@pytest.mark.parametrize("override", ["a.b=[ü,[é]]", "a.b={x: ü}", "a.b=ü,é", "a.b='x", "--help", "notes/", "=ü"])
+def test_what_could_mean_something_else_is_left_alone(override: str) -> None:
+    assert readable([override]) == [override]
+
+
+def test_a_path_with_spaces_and_umlauts_works_as_typed(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "Über dir"
+    folder.mkdir()
+    (folder / "x y.md").write_text(text)
+    done = program("train.py", "data=text", f"data.path={folder / 'x y.md'}", "data.bptt=8", *SMALL,
+                   f"hydra.run.dir={tmp_path / 'läuft hier'}", env=environment(tmp_path))  # fmt: skip
+    assert done.status == 0, done
+    assert (tmp_path / "läuft hier/checkpoints/best.ckpt").is_file()
+    done = program("train.py", f"resume={tmp_path / 'läuft hier'}", "trainer.max_epochs=3", env=environment(tmp_path))
+    assert done.status == 0 and "epoch 3" in done.out, done
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("resume=ünï/run=1", ["there is no run at resume=ünï/run=1"]),
+        ("data.path=${nope}", ["${nope}", "does not exist"]),
+        ("data.path=a,ü", ["quote the value", "'a,ü'"]),
+    ],
+)
+def test_no_words_from_inside_the_parser(override: str, words: list[str], tmp_path: Path) -> None:
+    done = program("train.py", "data=text", override, env=environment(tmp_path))
+    assert done.is_refusal(*words)
+    for word in ("full_key", "object_type", "token", "mismatched", "Error executing"):
+        assert word not in done.err
+
+
+@pytest.mark.parametrize(
+    ("option", "epochs"),
+    [
+        ("limit_train_batches=5", 2),
+        ("limit_test_batches=1", 2),
+        ("check_val_every_n_epoch=2", 2),
+        ("val_check_interval=0.5", 2),
+        ("deterministic=true", 2),
+        ("benchmark=true", 2),
+        ("detect_anomaly=true", 2),
+        ("min_epochs=1", 2),
+        ("max_steps=3", 1),
+        ("max_time='00:01:00:00'", 2),
+        ("fast_dev_run=true", 1),
+    ],
+)
+def test_common_options_of_the_trainer_need_no_plus(option: str, epochs: int, text_file: Path, tmp_path: Path) -> None:
+    overrides = ["data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=8", *SMALL, "data.test=0.1"]
+    result = charlm.train(*overrides, f"trainer.{option}", folder=tmp_path / "run")
+    assert len(result.history) == epochs
