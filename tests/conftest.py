@@ -11,9 +11,10 @@ import torch
 
 from tests.helpers import ROOT
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores slow PyTorch down tenfold
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+# One thread: these networks are too small for more, and runs need not measure how many are fastest. With pytest -n, more
+# threads than cores would slow PyTorch down tenfold.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
