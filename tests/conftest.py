@@ -11,8 +11,8 @@ import torch
 
 from tests.helpers import ROOT
 
-# One thread: these networks are too small for more, and runs need not measure how many are fastest. With pytest -n, more
-# threads than cores would slow PyTorch down tenfold.
+# One thread: these networks are too small for more, and runs need not measure how many are fastest. With pytest -n,
+# more threads than cores would slow PyTorch down tenfold.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "offline"
