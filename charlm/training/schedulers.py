@@ -111,6 +111,14 @@ def build_scheduler(create: Callable[[Optimizer], LRScheduler], optimizer: Optim
         return create(optimizer)
 
 
+def complete_cycles(trainer: Any) -> int:
+    """The number of SGDR cycles that a run has completed; 0 with another scheduler."""
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(scheduler := config.scheduler, CosineAnnealingWarmRestarts):
+            return cycles_begun(scheduler) - (scheduler.T_cur != 0)
+    return 0
+
+
 def cycles_begun(scheduler: CosineAnnealingWarmRestarts) -> int:
     """The number of SGDR cycles that have begun; at a restart, the number of complete ones."""
     steps, length, cycles = scheduler.last_epoch, scheduler.T_0, 0

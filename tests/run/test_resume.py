@@ -104,6 +104,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not_been(train: Train
         ["trainer.precision=bf16-true"],
         ["optimizer=sgd", "optimizer.momentum=0.9"],
         ["callbacks=ema", "+trainer.val_check_interval=9"],
+        ["callbacks=[ema,early_stopping]", "callbacks.early_stopping.min_delta=9.0"],
         ["schedule=one_cycle"],
         ["schedule=warmup_cosine"],
         ["schedule=linear"],
