@@ -392,6 +392,24 @@ def test_an_interrupted_run_goes_on_with_the_command_that_it_prints(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["one_cycle", "plateau"])
+def test_a_schedule_goes_on_after_a_real_kill(train: Train, tmp_path: Path, schedule: str) -> None:
+    longer = [f"schedule={schedule}", "callbacks=[ema,early_stopping]", "trainer.max_epochs=12"]
+    unbroken = train("unbroken", *longer, "callbacks.early_stopping.patience=12")
+    run, arguments = tmp_path / "killed", OmegaConf.load(unbroken / ".hydra/overrides.yaml")
+    with subprocess.Popen([sys.executable, "train.py", *arguments, f"hydra.run.dir={run}"], cwd=ROOT) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints/best.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] < 12 * 28
+    train("killed", f"resume={run}")
+    assert differences(unbroken, run) == []
+
+
+@pytest.mark.slow
 def test_runs_that_are_really_killed_end_as_if_they_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
