@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Write text with a trained model. The text goes to stdout, everything else to stderr."
     )
-    p.add_argument("--checkpoint", metavar="FILE", help="A checkpoint or run folder (default: the newest run).")
+    files = "A checkpoint or run folder (default: the newest run); of several, the mean of their predictions."
+    p.add_argument("--checkpoint", metavar="FILE", nargs="+", help=files)
     p.add_argument("--prompt", default="", help="The text to continue.")
     p.add_argument("--positions", metavar="TEXT", help="Show the most likely next character after each one of TEXT.")
     for name, field in SamplingOptions.model_json_schema()["properties"].items():
@@ -58,10 +59,11 @@ def main() -> None:
         raise UsageError("--positions needs a text to read, such as --positions ' part of', and no --prompt")
     with quick_imports():  # after --help: PyTorch takes a second to import
         from charlm.checkpoint.paths import find_checkpoint
-        from charlm.inference import language_model
+        from charlm.inference import combining, language_model
 
-    path = find_checkpoint(args.checkpoint)
-    model = language_model.load(path)
+    paths = [find_checkpoint(where) for where in args.checkpoint or [None]]
+    model = language_model.load(paths[0]) if len(paths) == 1 else combining.load_ensemble(paths)
+    path = " + ".join(map(str, paths))
     if args.positions is not None:
         print(path, file=sys.stderr)
         predictions = model.predictions(args.positions, options.unknown)

@@ -7,7 +7,7 @@ print(model.generate("for those", 300))
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +19,28 @@ if TYPE_CHECKING:
     from charlm.run.lr_find import RangeResult
     from charlm.run.profile import ProfileResult
 
-__all__ = ["UsageError", "load", "lr_find", "profile", "train"]
+__all__ = ["UsageError", "average", "load", "lr_find", "profile", "train"]
 
 
-def load(path: str | Path | None = None, trust: Iterable[str] = ()) -> LanguageModel:
+def load(path: str | Path | Sequence[str | Path] | None = None, trust: Iterable[str] = ()) -> LanguageModel:
     """Open a checkpoint file or run folder (default: the newest run below the current folder).
 
-    `trust` names packages of your own that the file may take its network from.
+    A list of them is opened as one model, their ensemble: its probabilities are the mean of theirs. `trust` names
+    packages of your own that the file may take its network from.
     """
-    from charlm.inference import language_model  # PyTorch takes over a second to import: only where it is needed
+    # PyTorch takes over a second to import: only where it is needed.
+    from charlm.inference import combining, language_model
 
-    return language_model.load(path, trust)
+    if path is None or isinstance(path, str | Path):
+        return language_model.load(path, trust)
+    return combining.load_ensemble(path, trust)
+
+
+def average(paths: Sequence[str | Path], trust: Iterable[str] = ()) -> LanguageModel:
+    """The model whose weights are the mean of those in `paths`, checkpoints of one run such as SGDR's cycle ends."""
+    from charlm.inference import combining
+
+    return combining.average(paths, trust)
 
 
 def train(*overrides: str, folder: str | Path | None = None) -> Result:

@@ -57,6 +57,8 @@ def find_resume_checkpoint(resume: object) -> Path:
     where = Path(str(resume))
     if where.name == "checkpoints":
         where = folder_of(where)
+    if where.name == "average.ckpt":
+        raise UsageError(f"resume={where} holds averaged weights, with which no run goes on: give the run's folder")
     if where.is_file() and where.suffix == ".ckpt":
         if where.absolute().parent.name != "checkpoints":
             raise UsageError(f"resume={where} is not in a run's checkpoints folder: resume a run with resume=FOLDER")

@@ -41,6 +41,14 @@ def build_callbacks(sections: Mapping[str, Any]) -> dict[str, pl.Callback]:
     return built
 
 
+def check_run(callbacks: Mapping[str, pl.Callback], data: CharDataModule, *, validate: bool) -> None:
+    """Call the `check_run` of each callback that has one: it raises UsageError for a run that it cannot serve."""
+    for name, callback in callbacks.items():
+        if check := getattr(callback, "check_run", None):
+            with as_usage_error(f"callbacks.{name}"):
+                check(data, validate=validate)
+
+
 def build_data(options: DataOptions, corpus: Corpus, seed: int) -> CharDataModule:
     """The corpus, encoded and cut into batches."""
     whole = options.vocab_from == "all"

@@ -24,7 +24,7 @@ from charlm.checkpoint.building import package_of
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
 from charlm.data.module import CharDataModule
-from charlm.errors import UsageError, as_usage_error
+from charlm.errors import UsageError, as_usage_error, first_line
 from charlm.inference.language_model import LanguageModel, load
 from charlm.run.build import (
     build_callbacks,
@@ -32,10 +32,12 @@ from charlm.run.build import (
     build_data,
     build_model,
     build_trainer,
+    check_run,
     fill_in_lengths,
     steps_per_epoch,
 )
 from charlm.run.compose import Job
+from charlm.run.cycles import combine_cycles
 from charlm.run.fitting import evaluate, fit, quiet, resumable
 from charlm.run.init_from import adopt
 from charlm.run.instantiate import escape, instantiate, signature
@@ -45,11 +47,13 @@ from charlm.run.threads import choose_threads, own_threads
 from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
+from charlm.training.callbacks.early_stopping import EarlyStopping
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, describe, machine, report
 from charlm.training.interrupt import Interrupt
 from charlm.training.module import CharLM, parameter_count
+from charlm.training.schedulers import complete_cycles
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ def run(settings: Settings, job: Job) -> Result:
     samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
     if samples is not None:
         samples.store = store
+    if plan.checkpoint is None:  # a run that began goes on
+        check_run(observers, data, validate=validate)
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
@@ -145,16 +151,27 @@ def run(settings: Settings, job: Job) -> Result:
             if not history.rows:
                 raise UsageError("trainer: these limits leave no batch to train on")
             validate = math.isfinite(history.best_nats)
+            stopped = next((c.reason for c in observers.values() if isinstance(c, EarlyStopping) and c.reason), None)
+            more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
             if model.first_step in (None, trainer.global_step):
-                more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
-                console.print(f"this run had already finished its {len(history.rows)} epochs; {more}")
+                finished = f"this run had already {stopped or f'finished its {len(history.rows)} epochs'}; {more}"
+                console.print(finished, soft_wrap=True)
+            elif stopped and trainer.should_stop:
+                console.print(f"{stopped}; resume= with {more}", soft_wrap=True)
             store.close()
             if not checkpoints.best.exists():  # training ended before the first validation
                 replace_file(checkpoints.best, checkpoints.last.read_bytes())
             test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
+            combined = {}
+            try:
+                count = complete_cycles(trainer)
+                combined = combine_cycles(folder / "checkpoints", count, data, settings, store, validate=validate)
+            except Exception as error:  # the run itself is finished
+                store.warn(f"the ends of the cycles could not be combined: {first_line(error)}")
         summary = {
             **best_losses(history, validated=validate),
             **({} if test_nats is None else {"test_nats": test_nats}),
+            **combined,
             "epochs": len(history.rows),
             "steps": trainer.global_step,
             "parameters": parameter_count(model.network),

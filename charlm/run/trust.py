@@ -18,6 +18,7 @@ TRUSTED = (
     "charlm.text.sources",
     "charlm.run.loggers",
     "charlm.training.schedulers",
+    "charlm.training.warmups",
 )
 
 # Lightning callbacks that write no files. Others delete and overwrite files that a config names.

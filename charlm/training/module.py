@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from charlm.checkpoint.format import KEY, TRAINING
 from charlm.data.batch import IGNORE, Batch
@@ -62,8 +62,19 @@ class CharLM(pl.LightningModule):
         if self._scheduler is None:
             return [optimizer], []
         scheduler = build_scheduler(self._scheduler, optimizer)
-        # Only ReduceLROnPlateau reads the loss.
-        return [optimizer], [{"scheduler": scheduler, "interval": self._interval, "monitor": "val/nats"}]
+        # ReduceLROnPlateau is not Lightning's to step, see `_step_plateau`.
+        return [optimizer], [{"scheduler": scheduler, "interval": self._interval, "reduce_on_plateau": False}]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a scheduler that does not read the loss."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _step_plateau(self, loss: Tensor) -> None:
+        """Show a loss to ReduceLROnPlateau. Lightning does so only after the epoch's checkpoint has been written."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(loss.item())
 
     def set_scheduler(self, scheduler: Callable[[Optimizer], LRScheduler], interval: str) -> None:
         """Use another scheduler."""
@@ -94,7 +105,10 @@ class CharLM(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the training loss of the epoch."""
-        self.log("train/nats", self.train_nats.compute())
+        nats = self.train_nats.compute()
+        self.log("train/nats", nats)
+        if not (self.trainer.enable_validation and any(self.trainer.num_val_batches)):
+            self._step_plateau(nats)
         self.train_nats.reset()
         if self._objective.l2:
             self.log("train/penalty", self.penalty.compute())
@@ -116,18 +130,21 @@ class CharLM(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
-        self._log_means("val")
+        nats = self._log_means("val")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._step_plateau(nats)
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
         self._log_means("test")
 
-    def _log_means(self, stage: str) -> None:
+    def _log_means(self, stage: str) -> Tensor:
         nats, accuracy = self.nats.compute(), self.accuracy.compute()
         values = {"nats": nats, "bpc": nats / math.log(2), "perplexity": nats.exp(), "accuracy": accuracy}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
         self.nats.reset()
         self.accuracy.reset()
+        return nats
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained and add the carried state."""

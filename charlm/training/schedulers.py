@@ -1,6 +1,7 @@
 """Learning-rate schedulers that know the length of the run.
 
-Their arguments ``epochs`` and ``steps_per_epoch`` are filled in when a run is built.
+Their arguments ``epochs`` and ``steps_per_epoch`` are filled in when a run is built. Those that begin with a warm-up
+are in `charlm.training.warmups`.
 """
 
 from __future__ import annotations
@@ -8,23 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LRScheduler,
+    MultiStepLR,
+    ReduceLROnPlateau,
+)
 
 from charlm.errors import OptionError, as_usage_error
-from charlm.options import NonNegative, PositiveInt, checked
+from charlm.options import Count, NonNegative, PositiveInt, Probability, checked
+from charlm.training.warmups import Minimum, fraction_or, linear, lowest, one_cycle, warmup_cosine, wsd
 
-
-def _fraction_or_epoch(value: int | float) -> int | float:
-    if value < 0 or (isinstance(value, float) and value >= 1):
-        raise OptionError("", "must be a fraction of the run below 1, or a number of epochs", value)
-    return value
-
-
-Moment = Annotated[int | float, AfterValidator(_fraction_or_epoch)]
-Minimum = Annotated[NonNegative, Field(description="Lowest learning rate.")]
+Moment = Annotated[int | float, fraction_or("epochs")]
 
 
 @checked
@@ -75,15 +75,27 @@ def sgdr(
     return CosineAnnealingWarmRestarts(optimizer, first, cycle_mult, lowest(optimizer, eta_min))
 
 
-def lowest(optimizer: Optimizer, eta_min: float) -> float:
-    """`eta_min`. Raises OptionError if it is above the learning rate."""
-    full = min(group["lr"] for group in optimizer.param_groups)
-    if eta_min > full:
-        raise OptionError("eta_min", f"must not be above the learning rate {full}", eta_min)
-    return eta_min
+@checked
+def plateau(
+    optimizer: Optimizer,
+    factor: Annotated[Probability, Field(description="Factor of the learning rate each time.")] = 0.5,
+    patience: Annotated[Count, Field(description="Losses in a row without improvement that change nothing.")] = 1,
+    threshold: Annotated[Probability, Field(description="Smallest improvement, as a fraction of the loss.")] = 1e-4,
+    eta_min: Minimum = 0.0,
+) -> ReduceLROnPlateau:
+    """The full learning rate, and a fraction of it whenever the loss stops improving.
+
+    Reads each validation loss; without a validation split, the training loss of each epoch.
+    """
+    return ReduceLROnPlateau(
+        optimizer, factor=factor, patience=patience, threshold=threshold, min_lr=lowest(optimizer, eta_min), eps=0.0
+    )
 
 
-INTERVALS: dict[Any, str] = {step: "epoch", cosine: "step", sgdr: "step"}
+INTERVALS: dict[Any, str] = {
+    **dict.fromkeys((step, plateau), "epoch"),
+    **dict.fromkeys((cosine, sgdr, one_cycle, warmup_cosine, linear, wsd), "step"),
+}
 
 
 def check_interval(scheduler: Any, interval: str) -> None:
@@ -97,6 +109,14 @@ def build_scheduler(create: Callable[[Optimizer], LRScheduler], optimizer: Optim
     """The scheduler that `create` makes for `optimizer`. Raises UsageError for arguments that it refuses."""
     with as_usage_error("schedule.scheduler"):
         return create(optimizer)
+
+
+def complete_cycles(trainer: Any) -> int:
+    """The number of SGDR cycles that a run has completed; 0 with another scheduler."""
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(scheduler := config.scheduler, CosineAnnealingWarmRestarts):
+            return cycles_begun(scheduler) - (scheduler.T_cur != 0)
+    return 0
 
 
 def cycles_begun(scheduler: CosineAnnealingWarmRestarts) -> int:

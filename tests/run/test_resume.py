@@ -104,6 +104,13 @@ def test_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not_been(train: Train
         ["trainer.precision=bf16-true"],
         ["optimizer=sgd", "optimizer.momentum=0.9"],
         ["callbacks=ema", "+trainer.val_check_interval=9"],
+        ["callbacks=[ema,early_stopping]", "callbacks.early_stopping.min_delta=9.0"],
+        ["schedule=one_cycle"],
+        ["schedule=warmup_cosine"],
+        ["schedule=linear"],
+        ["schedule=wsd", "schedule.scheduler.warmup=15"],
+        # every validation lowers the rate but the first
+        ["schedule=plateau", "schedule.scheduler.patience=0", "schedule.scheduler.threshold=0.9"],
     ],
     ids=" ".join,
 )
@@ -114,12 +121,31 @@ def test_so_does_one_under_lightnings_limits(train: Train, limits: list[str], un
     assert differences(unbroken, run) == []
 
 
+@pytest.mark.parametrize("until", [29, 57])  # after the checkpoint at the end of an epoch
+def test_plateau_counts_the_loss_of_the_epoch_that_the_checkpoint_ends(train: Train, until: int) -> None:
+    plateau = ["schedule=plateau", "schedule.scheduler.patience=0", "schedule.scheduler.threshold=0.9"]
+    plateau += ["schedule.scheduler.factor=0.125"]
+    unbroken, run = train("unbroken", *plateau), train("killed", *plateau, until=until)
+    train("killed", f"resume={run}")
+    assert differences(unbroken, run) == []
+    rates = [float(row["learning_rate"]) for row in rows(run / "metrics.csv")]
+    assert rates == pytest.approx([1e-3, 1e-3, 1.25e-4])
+
+
 @pytest.mark.parametrize("name", ["best", "cycle-1"])
 def test_any_checkpoint_can_be_resumed(train: Train, name: str) -> None:
     unbroken = train("unbroken", "schedule=sgdr", "model=lstm")
     run = train("killed", "schedule=sgdr", "model=lstm", until=40)
     train("killed", f"resume={run}/checkpoints/{name}.ckpt")
     assert differences(unbroken, run) == []
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "warmup_cosine", "linear", "wsd"])
+def test_a_longer_run_stays_at_the_last_rate(train: Train, schedule: str) -> None:
+    run = train("run", f"schedule={schedule}", "trainer.max_epochs=1")
+    train("run", f"resume={run}", f"trainer.max_epochs={EPOCHS}")
+    rates = [float(row["learning_rate"]) for row in rows(run / "metrics.csv")]
+    assert rates[1:] == pytest.approx([1e-3 / 25e4 if schedule == "one_cycle" else 0.0] * (EPOCHS - 1), rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "sgdr"])
@@ -362,6 +388,24 @@ def test_an_interrupted_run_goes_on_with_the_command_that_it_prints(
         [sys.executable, *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
+    assert differences(unbroken, run) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["one_cycle", "plateau"])
+def test_a_schedule_goes_on_after_a_real_kill(train: Train, tmp_path: Path, schedule: str) -> None:
+    longer = [f"schedule={schedule}", "callbacks=[ema,early_stopping]", "trainer.max_epochs=12"]
+    unbroken = train("unbroken", *longer, "callbacks.early_stopping.patience=12")
+    run, arguments = tmp_path / "killed", OmegaConf.load(unbroken / ".hydra/overrides.yaml")
+    with subprocess.Popen([sys.executable, "train.py", *arguments, f"hydra.run.dir={run}"], cwd=ROOT) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints/best.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] < 12 * 28
+    train("killed", f"resume={run}")
     assert differences(unbroken, run) == []
 
 

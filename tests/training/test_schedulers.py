@@ -182,7 +182,7 @@ def base(text_file: Path, tmp_path: Path) -> list[str]:
 def test_sgdr_from_the_command_line(base: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_train(*base, "schedule=sgdr", "trainer.max_epochs=3", f"hydra.run.dir={run}")
-    assert {path.stem for path in (run / "checkpoints").iterdir()} == {"best", "last", "cycle-1", "cycle-2"}
+    assert {path.stem for path in (run / "checkpoints").iterdir()} == {"best", "last", "cycle-1", "cycle-2", "average"}
     rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     rate = rows[0].index("learning_rate")
     assert [float(row[rate]) for row in rows[1:]] == pytest.approx([1e-3, 1e-3, 5e-4])

@@ -80,6 +80,10 @@ def report(console: Console, summary: dict[str, Any], trust: str = "") -> None:
         )
     else:
         rows["best training loss"] = f"{summary['best_train_nats']:.4f} nats/char (no validation split)"
+    ends = len(summary.get("cycles_combined", []))
+    for kind in ("average", "ensemble"):
+        if f"{kind}_val_nats" in summary:
+            rows[f"{kind} of {ends} cycle ends"] = f"{summary[f'{kind}_val_nats']:.4f} nats/char (validation)"
     if "test_nats" in summary:
         rows["test loss"] = f"{summary['test_nats']:.4f} nats/char"
     rows["corpus"] = summary["corpus"] + (" (substituted)" if summary["corpus_substituted"] else "")
