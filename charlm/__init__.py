@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from charlm.inference.language_model import LanguageModel
     from charlm.run.experiment import Result
 
+__version__ = "0.1.0"  # pyproject.toml reads it from here
+
 __all__ = ["UsageError", "load", "train"]
 
 

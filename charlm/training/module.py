@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from charlm.checkpoint.format import KEY, TRAINING
+from charlm.checkpoint.format import KEY, PROGRESS, TRAINING, read_progress
 from charlm.data.batch import IGNORE, Batch
 from charlm.models.network import Network
 from charlm.models.state import State, detach, map_state, where_rows
@@ -54,6 +54,7 @@ class CharLM(pl.LightningModule):
         # weight averaging and DDP leave it alone.
         self._carry: dict[str, State] = {}
         self._resumed: dict[str, Any] | None = None  # the training state of a checkpoint, until training starts
+        self._progress: dict[str, float] = {}  # the last loss that describes the weights, and its epoch
         self.first_step: int | None = None  # the global step when training started, after everything was restored
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
@@ -90,7 +91,10 @@ class CharLM(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the training loss of the epoch."""
-        self.log("train/nats", self.train_nats.compute())
+        nats = self.train_nats.compute()
+        self.log("train/nats", nats)
+        if "val_nats" not in self._progress:
+            self._progress = {"epoch": self.current_epoch + 1, "train_nats": nats.item()}
         self.train_nats.reset()
         if self._objective.l2:
             self.log("train/penalty", self.penalty.compute())
@@ -112,6 +116,8 @@ class CharLM(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._progress = {"epoch": self.current_epoch + 1, "val_nats": self.nats.compute().item()}
         self._log_means("val")
 
     def on_test_epoch_end(self) -> None:
@@ -129,13 +135,14 @@ class CharLM(pl.LightningModule):
         """Make the checkpoint self-contained and add the carried state."""
         if self._entry is not None:
             checkpoint[KEY] = self._entry
+        checkpoint[PROGRESS] = dict(self._progress)
         checkpoint[TRAINING] = resuming.training_state(self._carry.get("train"), self._running_means)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the training state for `on_train_start`. Raises UsageError for a damaged checkpoint."""
         (optimizer,), configs = self.configure_optimizers()
         resuming.check_checkpoint(checkpoint, self.trainer, optimizer, [config["scheduler"] for config in configs])
-        self._resumed = checkpoint[TRAINING]
+        self._resumed, self._progress = checkpoint[TRAINING], read_progress(checkpoint.get(PROGRESS))
 
     def on_train_start(self) -> None:
         """Restore the carried state; last of all, so that nothing draws random numbers in between."""
