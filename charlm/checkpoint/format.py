@@ -64,12 +64,11 @@ class Checkpoint:
 
 
 def read_progress(values: object) -> dict[str, float]:
-    """What a file says about its progress: ``epoch`` (from 1) and the last ``val_nats`` or ``train_nats`` per character.
+    """What a file says about its progress: ``epoch`` (from 1) and ``val_nats`` or ``train_nats``.
 
-    Leaves out what is missing (in files from before charlm 0.2) or makes no sense.
+    Leaves out what is missing, as in older files, or makes no sense.
     """
     found = values if isinstance(values, Mapping) else {}
     kinds = {"epoch": int, "val_nats": float, "train_nats": float}
-    return {
-        name: found[name] for name, kind in kinds.items() if type(found.get(name)) is kind and 0 <= found[name] < 1e9
-    }
+    known = {name: found[name] for name, kind in kinds.items() if type(found.get(name)) is kind}
+    return {name: value for name, value in known.items() if 0 <= value < 1e9}

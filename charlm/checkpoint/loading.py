@@ -53,10 +53,9 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
         network = rebuild(parts["model"], len(vocab), weights, path.stat().st_size, trusted)
     except UsageError as error:
         raise UsageError(f"{path} cannot be used: {error}") from None
-    others = [parts[name] for name in FIELDS[3:]]
-    return Checkpoint(
-        network.eval(), parts["model"], vocab, normalisation, *others, read_progress(content.get(PROGRESS))
-    )
+    others = {name: parts[name] for name in FIELDS[3:]}
+    progress = read_progress(content.get(PROGRESS))
+    return Checkpoint(network.eval(), parts["model"], vocab, normalisation, **others, progress=progress)
 
 
 def rebuild(

@@ -63,9 +63,9 @@ class Surprise:
 
     def _repr_html_(self) -> str:
         spans = "".join(
-            f'<span title="{score.nats:.2f} nats" '
-            f'style="background: rgba(230, 60, 40, {min(score.nats / self.worst, 1):.2f})">{_cell(score.character)}</span>'
-            for score in self.scores
+            f'<span title="{nats:.2f} nats" style="background: rgba(230, 60, 40, {min(nats / self.worst, 1):.2f})">'
+            f"{_cell(character)}</span>"
+            for character, nats in self.scores
         )
         style = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6"
         return f'<pre style="{style}">{_cell(self.first)}{spans}</pre>'
