@@ -162,9 +162,9 @@ class LanguageModel:
         The full colour means no better than a guess among all symbols.
         """
         ids = self._scored(text)
-        first, *others = normalise(text, **self.normalisation)
-        scores = map(Score, others, scoring.score_each(self.network, ids, chunk))
-        return Surprise(first, list(scores), math.log(max(len(self.vocab), 2)))
+        read = normalise(text, **self.normalisation)
+        scores = map(Score, read[1:], scoring.score_each(self.network, ids, chunk))
+        return Surprise(read[0], list(scores), math.log(max(len(self.vocab), 2)))
 
     @checked
     def score_by_position(self, text: str, length: PositiveInt, rows: PositiveInt = 1024) -> list[float]:
