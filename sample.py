@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from charlm.cli import exit_cleanly, quick_imports
 from charlm.errors import OptionError, UsageError
-from charlm.inference.html import visible
 from charlm.inference.sampling_options import SamplingOptions
+from charlm.text.characters import visible
 
 if TYPE_CHECKING:  # PyTorch is slow to import
     from charlm.inference.language_model import Prediction

@@ -11,12 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-SYMBOLS = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
-
-
-def visible(text: str) -> str:
-    """`text` on one line, with symbols for white space and · for what cannot be shown."""
-    return "".join(SYMBOLS.get(c, c if c.isprintable() else "·") for c in text)
+from charlm.text.characters import visible
 
 
 def printable(value: object) -> str:

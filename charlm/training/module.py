@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from charlm.checkpoint.format import KEY, PROGRESS, TRAINING, read_progress
 from charlm.data.batch import IGNORE, Batch
+from charlm.errors import UsageError
 from charlm.models.network import Network
 from charlm.models.state import State, detach, map_state, where_rows
 from charlm.training import resuming
@@ -27,7 +30,9 @@ class CharLM(pl.LightningModule):
     """Trains a network to predict the next character by truncated BPTT, carrying its state from batch to batch.
 
     `optimizer` is called with the parameter groups, and `scheduler` with the optimiser; `interval` says whether the
-    scheduler steps after each "epoch" or each "step". Every checkpoint holds `entry` (see `charlm.checkpoint.format`).
+    scheduler steps after each "epoch" or each "step". Every checkpoint holds `entry` (see `charlm.checkpoint.format`),
+    which `charlm.load` needs. Without one, it is made from the network's arguments and the trainer's `CharDataModule`;
+    if that is impossible, a warning says why, and checkpoints can only be resumed.
 
     Logs train/nats, val/nats and test/nats (nats per character), for val and test also /bpc (bits per character),
     /perplexity and /accuracy, and train/penalty if the objective has one.
@@ -36,7 +41,7 @@ class CharLM(pl.LightningModule):
     def __init__(
         self,
         network: Network,
-        optimizer: Callable[[list[Any]], Optimizer],
+        optimizer: Callable[[list[Any]], Optimizer] = partial(Adam, lr=1e-3),  # noqa: B008  # never changed
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         interval: str = "epoch",
         groups: ParameterGroups | None = None,
@@ -130,6 +135,15 @@ class CharLM(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
         self.nats.reset()
         self.accuracy.reset()
+
+    def on_fit_start(self) -> None:
+        """Make the entry of checkpoints, if there is none."""
+        if self._entry is None:
+            try:
+                self._entry = resuming.make_entry(self.network, getattr(self.trainer, "datamodule", None))
+            except UsageError as error:
+                if self.trainer.checkpoint_callbacks:
+                    rank_zero_warn(f"charlm.load will not open the checkpoints of this training: {error}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained and add the carried state."""
