@@ -11,11 +11,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import charlm
 from tests.helpers import ROOT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
-DECLARED = [Requirement(line) for line in [*PYPROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["keras"]]]
+DECLARED = [
+    Requirement(line) for line in [*PYPROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["keras"], *EXTRAS["notebook"]]
+]
 LOCK = (ROOT / ".ci/requirements.lock").read_text()
 LOCKED = [Requirement(line.rstrip(" \\")) for line in re.findall(r"^[a-z].*$", LOCK, re.MULTILINE)]
 WITH_TORCH = re.compile(r"torch$|triton$|nvidia-|cuda-")
@@ -74,3 +77,8 @@ def test_the_lock_is_complete_and_every_file_has_a_checksum() -> None:
     assert sorted(seen - names) == []
     for block in re.split(r"^(?=[a-z])", LOCK, flags=re.MULTILINE)[1:]:
         assert re.match(r"\S+==\S+.*\\\n( +--hash=sha256:[0-9a-f]{64}( \\)?\n)+$", block), block[:200]
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    assert importlib.metadata.version("charlm") == charlm.__version__
+    assert "version" not in PYPROJECT and PYPROJECT["dynamic"] == ["version"]
