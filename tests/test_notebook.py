@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from typing import Any
 
@@ -19,26 +21,27 @@ def test_the_notebook_is_committed_without_outputs() -> None:
     assert cells and not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
+EXECUTE = """
+import json, sys
+import nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(notebook, timeout=300).execute()
+print(json.dumps(notebook.cells))
+"""
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The source of each code cell, and what it showed, by kind of output."""
     for package in ("nbclient", "ipykernel"):
         pytest.importorskip(package, reason='needs pip install -e ".[notebook]"')
-    import nbformat
-    from jupyter_client.manager import KernelManager
-    from nbclient import NotebookClient
-
     folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("IPYTHONDIR", str(folder / "ipython"))  # no settings of the user's
-        patch.setenv("MPLCONFIGDIR", str(folder))
-        manager = KernelManager(kernel_name="python3")
-        manager.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]  # type: ignore[attr-defined]
-        NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
-    return {cell.source: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder), "MPLCONFIGDIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE, str(NOTEBOOK)], cwd=folder, env=os.environ | own, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {cell["source"]: cell["outputs"] for cell in json.loads(done.stdout) if cell["cell_type"] == "code"}
 
 
 def shown(outputs: dict[str, Any], source: str) -> str:

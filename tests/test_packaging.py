@@ -24,7 +24,7 @@ LOCKED = [Requirement(line.rstrip(" \\")) for line in re.findall(r"^[a-z].*$", L
 WITH_TORCH = re.compile(r"torch$|triton$|nvidia-|cuda-")
 
 
-@pytest.mark.parametrize("requirement", DECLARED, ids=str)
+@pytest.mark.parametrize("requirement", [*DECLARED, *map(Requirement, EXTRAS["notebook"])], ids=str)
 def test_every_dependency_is_bounded_on_both_sides(requirement: Requirement) -> None:
     operators = {part.operator for part in requirement.specifier}
     assert "==" in operators or {">=", "<"} <= operators
