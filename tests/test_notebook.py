@@ -59,7 +59,7 @@ def test_every_cell_runs_and_shows_what_its_text_promises(outputs: dict[str, Any
         outputs, "result.folder)"
     )
     following, continued, every = shown(outputs, "get_nexts").splitlines()[:3]
-    assert following == "s" and re.match(r"the cat (sees|hears|follows) the ", continued) and every.count("'") == 14
+    assert following == "s" and continued.startswith("the cat follows the ") and every.count("'") == 14
     assert "rgba" in shown(outputs, "model.show(")
     assert "temperature 1.5: " in shown(outputs, "temperature in")
     assert "epoch 3" in shown(outputs, "longer = ")

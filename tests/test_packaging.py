@@ -16,9 +16,7 @@ from tests.helpers import ROOT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
-DECLARED = [
-    Requirement(line) for line in [*PYPROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["keras"], *EXTRAS["notebook"]]
-]
+DECLARED = [Requirement(line) for line in [*PYPROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["keras"]]]
 LOCK = (ROOT / ".ci/requirements.lock").read_text()
 LOCKED = [Requirement(line.rstrip(" \\")) for line in re.findall(r"^[a-z].*$", LOCK, re.MULTILINE)]
 WITH_TORCH = re.compile(r"torch$|triton$|nvidia-|cuda-")
