@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from charlm.cli import exit_cleanly, quick_imports
 from charlm.errors import OptionError, UsageError
 from charlm.inference.sampling_options import SamplingOptions
+from charlm.text.characters import visible
 
 if TYPE_CHECKING:  # PyTorch is slow to import
     from charlm.inference.language_model import Prediction
@@ -104,12 +105,6 @@ def table(predictions: list["Prediction"]) -> str:
             lines.append(f"{name}  {padded}".rstrip() + "\n")
         lines.append("\n")
     return "".join(lines[:-1])
-
-
-def visible(character: str) -> str:
-    """A visible symbol for a character."""
-    symbols = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
-    return symbols.get(character, character if character.isprintable() else "·")
 
 
 if __name__ == "__main__":

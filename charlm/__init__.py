@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from charlm.run.lr_find import RangeResult
     from charlm.run.profile import ProfileResult
 
+__version__ = "0.1.0"  # pyproject.toml reads it from here
+
 __all__ = ["UsageError", "average", "load", "lr_find", "profile", "train"]
 
 

@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import charlm
 from tests.helpers import ROOT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -21,7 +22,7 @@ LOCKED = [Requirement(line.rstrip(" \\")) for line in re.findall(r"^[a-z].*$", L
 WITH_TORCH = re.compile(r"torch$|triton$|nvidia-|cuda-")
 
 
-@pytest.mark.parametrize("requirement", DECLARED, ids=str)
+@pytest.mark.parametrize("requirement", [*DECLARED, *map(Requirement, EXTRAS["notebook"])], ids=str)
 def test_every_dependency_is_bounded_on_both_sides(requirement: Requirement) -> None:
     operators = {part.operator for part in requirement.specifier}
     assert "==" in operators or {">=", "<"} <= operators
@@ -74,3 +75,8 @@ def test_the_lock_is_complete_and_every_file_has_a_checksum() -> None:
     assert sorted(seen - names) == []
     for block in re.split(r"^(?=[a-z])", LOCK, flags=re.MULTILINE)[1:]:
         assert re.match(r"\S+==\S+.*\\\n( +--hash=sha256:[0-9a-f]{64}( \\)?\n)+$", block), block[:200]
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    assert importlib.metadata.version("charlm") == charlm.__version__
+    assert "version" not in PYPROJECT and PYPROJECT["dynamic"] == ["version"]

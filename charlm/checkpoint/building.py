@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +71,27 @@ def build_network(spec: Mapping[str, Any], vocab_size: int, trust: Iterable[str]
         if not isinstance(network, Sequence):
             raise ValueError(f"{family.__name__} takes no window: only a {Sequence.__name__} does")
         return Windowed(network, window)
+
+
+def specify(network: nn.Module) -> dict[str, Any]:
+    """The inverse of `build_network`, from the arguments that the network was built with; without the vocabulary size.
+
+    Raises UsageError for a network that its arguments do not describe.
+    """
+    if isinstance(network, Windowed):
+        return {**specify(network.network), "window": network.window}
+    kind = type(network)
+    if not isinstance(network, Network) or "<locals>" in kind.__qualname__ or kind.__name__ != kind.__qualname__:
+        raise UsageError(f"{kind.__qualname__} is not a subclass of Network that a module defines by name")
+    places, options = network.built_with
+    if len(places) > 1:  # by the first constructor that names what others only pass on
+        constructors = [inspect.signature(vars(base)["__init__"]) for base in kind.__mro__ if "__init__" in vars(base)]
+        named = next(s for s in constructors if not any(p.kind is p.VAR_POSITIONAL for p in s.parameters.values()))
+        options = {**dict(zip(list(named.parameters)[1:], places, strict=False)), **options}
+    values = {name: value for name, value in options.items() if name != "vocab_size"}
+    if not all(isinstance(value, str | int | float | bool | list | dict | None) for value in values.values()):
+        raise UsageError(f"{kind.__name__} was built with more than plain values")
+    return {"_target_": f"{kind.__module__}.{kind.__name__}", **values}
 
 
 def find_family(target: object, trust: list[str]) -> type[Network]:

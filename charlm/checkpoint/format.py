@@ -17,6 +17,8 @@ KEY = "charlm"
 
 TRAINING = "charlm_training"  # carried state, running means and random states, for resuming
 
+PROGRESS = "charlm_progress"  # the epoch and loss of the weights, for `LanguageModel`
+
 FORMAT = 2
 
 FIELDS = ("model", "vocab", "normalisation", "config", "corpus", "run")
@@ -58,3 +60,15 @@ class Checkpoint:
     config: dict[str, Any]
     corpus: dict[str, Any]
     run: dict[str, Any]
+    progress: dict[str, float]
+
+
+def read_progress(values: object) -> dict[str, float]:
+    """What a file says about its progress: ``epoch`` (from 1) and ``val_nats`` or ``train_nats``.
+
+    Leaves out what is missing, as in older files, or makes no sense.
+    """
+    found = values if isinstance(values, Mapping) else {}
+    kinds = {"epoch": int, "val_nats": float, "train_nats": float}
+    known = {name: found[name] for name, kind in kinds.items() if type(found.get(name)) is kind}
+    return {name: value for name, value in known.items() if 0 <= value < 1e9}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from charlm.checkpoint.building import MOST_TENSORS, at_most, build_network, package_of
-from charlm.checkpoint.format import FIELDS, FORMAT, KEY, PREFIX, Checkpoint
+from charlm.checkpoint.format import FIELDS, FORMAT, KEY, PREFIX, PROGRESS, TRAINING, Checkpoint, read_progress
 from charlm.checkpoint.safe_loading import check_weights, is_plain, read_safely
 from charlm.errors import UsageError, as_usage_error
 from charlm.models.network import Network
@@ -28,6 +28,11 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
     path = Path(path)
     content = read_safely(path)
     entry = content.get(KEY)
+    if entry is None and TRAINING in content:
+        raise UsageError(
+            f"{path} can be resumed, but not opened: it does not say how to build its network; train with a "
+            f"CharDataModule and a network whose arguments are plain values, or give CharLM its entry="
+        )
     if not isinstance(entry, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     if entry.get("format") != FORMAT:
@@ -48,7 +53,9 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
         network = rebuild(parts["model"], len(vocab), weights, path.stat().st_size, trusted)
     except UsageError as error:
         raise UsageError(f"{path} cannot be used: {error}") from None
-    return Checkpoint(network.eval(), parts["model"], vocab, normalisation, *(parts[name] for name in FIELDS[3:]))
+    others = {name: parts[name] for name in FIELDS[3:]}
+    progress = read_progress(content.get(PROGRESS))
+    return Checkpoint(network.eval(), parts["model"], vocab, normalisation, **others, progress=progress)
 
 
 def rebuild(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from charlm.data.batch import Batch
+from charlm.data.batch import IGNORE, Batch
 from charlm.data.mix import Mix
 from charlm.data.options import DataOptions
 from charlm.data.splits import SPLITS, split_sizes
@@ -18,7 +19,9 @@ from charlm.data.streams import Streams, epoch_rng, stack, stack_all
 from charlm.data.windows import Windows, window_starts
 from charlm.errors import OptionError, UsageError
 from charlm.options import Count, checked
-from charlm.text.encoded import EncodedText
+from charlm.text.characters import visible
+from charlm.text.corpus import Corpus
+from charlm.text.encoded import EncodedText, encode
 
 
 class RemainingBatches:
@@ -70,6 +73,41 @@ class CharDataModule(pl.LightningDataModule):
         self.starts = self._window_starts() if self.mode == "windows" else {}
         self.rows = {split: self._rows(split) for split in SPLITS}
         self._done = 0  # batches of the first epoch that were trained on before a resume
+
+    @classmethod
+    def of(cls, corpus: Corpus, options: DataOptions, seed: int = 0) -> Self:
+        """The corpus, encoded as `options` say and cut into batches."""
+        whole = options.vocab_from == "all"
+        text = encode(
+            corpus,
+            lowercase=options.lowercase,
+            min_freq=options.min_freq,
+            pad=options.pad,
+            unk=options.unk,
+            vocab_part=None if whole else lambda length: split_sizes(length, options)["train"],
+        )
+        return cls(text, options, seed)
+
+    @classmethod
+    def from_text(cls, text: str, *, seed: int = 0, **options: Any) -> Self:
+        """The batches of a text in memory; `options` are those of `DataOptions`, such as ``bptt``."""
+        sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        corpus = Corpus(text, "a text in memory", sha256)
+        return cls.of(corpus, DataOptions(**{"name": "text", "corpus": {}, **options}), seed)
+
+    def show_batch(self, batches: int = 2, rows: int = 3) -> str:
+        """The first training batches as text: in each row, the characters read (x) and the next ones to predict (y).
+
+        In streams, a row goes on in the next batch where it ended. White space has symbols; padding is left out.
+        """
+        lines = []
+        for number, batch in enumerate(islice(self._loader("train"), batches), start=1):
+            lines.append(f"batch {number} of {len(self._loader('train')):,}: {len(batch.x)} rows")
+            for row, pair in enumerate(zip(batch.x[:rows], batch.y[:rows], strict=True), start=1):
+                for name, ids in zip("xy", pair, strict=True):
+                    shown = self.vocab.decode(ids[ids != IGNORE].cpu().numpy())
+                    lines.append(f"  {f'row {row}' if name == 'x' else '':<8}{name}  {visible(shown)}")
+        return "\n".join(lines)
 
     def _shares(self) -> list[int]:
         """The number of rows that each text gets in a training batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,8 +15,10 @@ from charlm.checkpoint.paths import find_checkpoint
 from charlm.errors import UsageError
 from charlm.inference import scoring
 from charlm.inference.decoding import generate
+from charlm.inference.html import Score, Surprise, card, printable
 from charlm.inference.sampling_options import SamplingOptions
 from charlm.models.network import Network
+from charlm.models.windowed import Windowed
 from charlm.options import PositiveInt, checked
 from charlm.text.vocab import Vocab, normalise
 
@@ -28,7 +31,9 @@ def load(path: str | Path | None = None, trust: Iterable[str] = ()) -> LanguageM
     `trust` names packages of your own that the checkpoint may take its network from.
     """
     opened = load_checkpoint(find_checkpoint(path), trust)
-    return LanguageModel(opened.network, opened.vocab, opened.normalisation, opened.config, opened.corpus)
+    return LanguageModel(
+        opened.network, opened.vocab, opened.normalisation, opened.config, opened.corpus, opened.progress
+    )
 
 
 class Prediction(NamedTuple):
@@ -40,7 +45,10 @@ class Prediction(NamedTuple):
 
 
 class LanguageModel:
-    """A network with the vocabulary and text normalisation that it was trained with."""
+    """A network with the vocabulary and text normalisation that it was trained with.
+
+    `progress` has the ``epoch`` of the weights and their ``val_nats`` or ``train_nats``, as far as they are known.
+    """
 
     def __init__(
         self,
@@ -49,9 +57,33 @@ class LanguageModel:
         normalisation: dict[str, Any],
         config: dict[str, Any] | None = None,
         corpus: dict[str, Any] | None = None,
+        progress: dict[str, float] | None = None,
     ) -> None:
         self.network, self.vocab, self.normalisation = network, vocab, normalisation
-        self.config, self.corpus = config or {}, corpus or {}
+        self.config, self.corpus, self.progress = config or {}, corpus or {}, progress or {}
+
+    def describe(self) -> dict[str, str]:
+        """What the model is: family, parameters, corpus, vocabulary and loss, each as text."""
+        wrapped = isinstance(self.network, Windowed)
+        family = self.network.network if wrapped else self.network
+        window = f" after a window of {self.network.window} characters" if wrapped else ""
+        parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        lowercase = ", lower case" if self.normalisation.get("lowercase") else ""
+        facts = {"model": f"{type(family).__name__}{window}, {parameters:,} parameters"}
+        if "name" in self.corpus:
+            facts["corpus"] = printable(self.corpus["name"])
+        facts["vocabulary"] = f"{len(self.vocab)} symbols{lowercase}"
+        for name, kind in (("val_nats", "validation"), ("train_nats", "training")):
+            if name in self.progress:
+                nats, epoch = self.progress[name], self.progress.get("epoch", "?")
+                facts[f"{kind} loss"] = f"{nats:.4f} nats/char, {nats / math.log(2):.3f} bpc, epoch {epoch}"
+        return facts
+
+    def __repr__(self) -> str:
+        return f"<LanguageModel: {'; '.join(f'{name} {value}' for name, value in self.describe().items())}>"
+
+    def _repr_html_(self) -> str:
+        return card("LanguageModel", self.describe())
 
     def stream(self, prompt: str = "", length: int = 500, **options: Any) -> Iterator[str]:
         """Yield `length` characters that continue `prompt`, each as soon as it is chosen.
@@ -80,8 +112,7 @@ class LanguageModel:
     def predictions(self, text: str, unknown: Unknown = "error") -> list[Prediction]:
         """The most likely next character after each character of `text`, read from the initial state.
 
-        This is the lesson's `get_nexts`; the last prediction is its `get_next`. Special symbols are never predicted.
-        Raises UsageError for unknown characters, or skips them.
+        Special symbols are never predicted. Raises UsageError for unknown characters, or skips them.
         """
         ids = self._prompt(text, unknown).to(next(self.network.parameters()).device)
         if len(ids) == 0:
@@ -92,6 +123,21 @@ class LanguageModel:
         read, predicted = self.vocab.decode(ids.tolist()), self.vocab.decode(best[:, 0].tolist())
         return [Prediction(*row) for row in zip(read, predicted, probabilities.tolist(), strict=True)]
 
+    def get_next(self, text: str, unknown: Unknown = "error") -> str:
+        """The lesson's `get_next`: the most likely next character after `text`."""
+        return self.generate(text, 1, greedy=True, unknown=unknown)
+
+    def get_next_n(self, text: str, n: int, **options: Any) -> str:
+        """The lesson's `get_next_n`: `text` and the `n` characters that continue it, each the most likely one.
+
+        The lesson's later models draw them instead: ``temperature=1``; this and other `options` are as in `stream`.
+        """
+        return text + self.generate(text, n, **{"temperature": 0, **options})
+
+    def get_nexts(self, text: str, unknown: Unknown = "error") -> list[str]:
+        """The lesson's `get_nexts`: the most likely next character after each character of `text`."""
+        return [prediction.next for prediction in self.predictions(text, unknown)]
+
     @checked
     def score(self, text: str, chunk: PositiveInt = 4096) -> float:
         """Mean nats per character of `text` after its first character, read from the initial state.
@@ -99,10 +145,26 @@ class LanguageModel:
         Unknown characters count as <unk> if the model has that symbol. Raises UsageError for them if it has not, and
         for a text of fewer than two characters.
         """
-        ids = self._encode(text)
-        if len(ids) < 2:
-            raise UsageError("a text needs at least two characters to be scored")
-        return scoring.score(self.network, ids, chunk)
+        return scoring.score(self.network, self._scored(text), chunk)
+
+    @checked
+    def score_each(self, text: str, chunk: PositiveInt = 4096) -> list[Score]:
+        """Each character of `text` after the first, with its nats; their mean is `score`, which raises the same errors.
+
+        The characters are those of the text as the model reads it, normalised.
+        """
+        return list(self.show(text, chunk).scores)
+
+    @checked
+    def show(self, text: str, chunk: PositiveInt = 4096) -> Surprise:
+        """`text` for a notebook: the more a character surprises the model, the redder; as `score_each` otherwise.
+
+        The full colour means no better than a guess among all symbols.
+        """
+        ids = self._scored(text)
+        read = normalise(text, **self.normalisation)
+        scores = map(Score, read[1:], scoring.score_each(self.network, ids, chunk))
+        return Surprise(read[0], list(scores), math.log(max(len(self.vocab), 2)))
 
     @checked
     def score_by_position(self, text: str, length: PositiveInt, rows: PositiveInt = 1024) -> list[float]:
@@ -123,6 +185,13 @@ class LanguageModel:
             return self._encode(text, unknown)
         except UsageError as error:
             raise UsageError(f"the model never saw some characters of the prompt; {error}") from None
+
+    def _scored(self, text: str) -> Tensor:
+        """The ids of a text to be scored, int64 (T)."""
+        ids = self._encode(text)
+        if len(ids) < 2:
+            raise UsageError("a text needs at least two characters to be scored")
+        return ids
 
     def _encode(self, text: str, unknown: Unknown | None = None) -> Tensor:
         return torch.from_numpy(self.vocab.encode(normalise(text, **self.normalisation), unknown)).long()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,11 +15,21 @@ from charlm.models.state import State
 @torch.inference_mode()
 def score(network: Network, ids_T: Tensor, chunk: int) -> float:
     """Mean nats per character after the first, read from the initial state in chunks of `chunk` characters."""
-    state, total = None, 0.0
+    return sum(nats_T.sum().item() for nats_T in in_chunks(network, ids_T, chunk)) / (len(ids_T) - 1)
+
+
+@torch.inference_mode()
+def score_each(network: Network, ids_T: Tensor, chunk: int) -> list[float]:
+    """The nats of every character after the first, which sum to `score` times their number."""
+    return [nats for nats_T in in_chunks(network, ids_T, chunk) for nats in nats_T.tolist()]
+
+
+def in_chunks(network: Network, ids_T: Tensor, chunk: int) -> Iterator[Tensor]:
+    """The losses of the characters after the first, float64 (at most `chunk`), with the state carried over."""
+    state = None
     for x_T, y_T in zip(ids_T[:-1].split(chunk), ids_T[1:].split(chunk), strict=True):
         nats_BT, state = losses(network, x_T.unsqueeze(0), y_T.unsqueeze(0), state)
-        total += nats_BT.sum().item()
-    return total / (len(ids_T) - 1)
+        yield nats_BT[0]
 
 
 @torch.inference_mode()

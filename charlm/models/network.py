@@ -9,7 +9,7 @@ Shapes: B batch, T time, H hidden, V vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -38,6 +38,13 @@ class Network(nn.Module):
     """
 
     window: int | None = None
+    built_with: tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of the constructor
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        """Remember the arguments, so that a checkpoint can say how to build the network again."""
+        network = super().__new__(cls)
+        object.__setattr__(network, "built_with", (arguments, options))
+        return network
 
     @abstractmethod
     def forward(self, x_BT: Tensor, state: State | None = None) -> Output:

@@ -20,13 +20,11 @@ from charlm.checkpoint.format import pack
 from charlm.checkpoint.storage import Store
 from charlm.data.module import CharDataModule
 from charlm.data.options import DataOptions
-from charlm.data.splits import split_sizes
 from charlm.errors import UsageError, as_usage_error
 from charlm.models.network import Network
 from charlm.run.instantiate import instantiate, resolve_target, signature
 from charlm.run.settings import ScheduleOptions, Settings, TrainerOptions
 from charlm.text.corpus import Corpus
-from charlm.text.encoded import encode
 from charlm.training.checkpoint_io import StoreIO
 from charlm.training.module import CharLM
 from charlm.training.schedulers import check_interval
@@ -51,17 +49,8 @@ def check_run(callbacks: Mapping[str, pl.Callback], data: CharDataModule, *, val
 
 def build_data(options: DataOptions, corpus: Corpus, seed: int) -> CharDataModule:
     """The corpus, encoded and cut into batches."""
-    whole = options.vocab_from == "all"
     with as_usage_error("data"):
-        text = encode(
-            corpus,
-            lowercase=options.lowercase,
-            min_freq=options.min_freq,
-            pad=options.pad,
-            unk=options.unk,
-            vocab_part=None if whole else lambda length: split_sizes(length, options)["train"],
-        )
-        return CharDataModule(text, options, seed)
+        return CharDataModule.of(corpus, options, seed)
 
 
 def steps_per_epoch(trainer: TrainerOptions, batches: int) -> int:

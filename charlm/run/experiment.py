@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
@@ -10,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
 from charlm.data.module import CharDataModule
 from charlm.errors import UsageError, as_usage_error, first_line
+from charlm.inference.html import card
 from charlm.inference.language_model import LanguageModel, load
 from charlm.run.build import (
     build_callbacks,
@@ -66,14 +68,26 @@ class Result:
 
     nats: float
     folder: Path
-    history: list[dict[str, Any]]
-    summary: dict[str, Any]
-    trust: tuple[str, ...] = ()  # the package that defines the network
+    history: list[dict[str, Any]] = field(repr=False)
+    summary: dict[str, Any] = field(repr=False)
+    trust: tuple[str, ...] = field(default=(), repr=False)  # the package that defines the network
 
     @property
     def model(self) -> LanguageModel:
         """The model in the best checkpoint."""
         return load(self.folder, self.trust)
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "best loss": f"{self.nats:.4f} nats/char",
+            "epochs": str(len(self.history)),
+            "folder": str(self.folder),
+        }
+        picture = self.folder / "loss.png"
+        if not picture.is_file():
+            return card("Result", facts)
+        data = base64.b64encode(picture.read_bytes()).decode()
+        return card("Result", facts, f'<img alt="loss curves" src="data:image/png;base64,{data}">')
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from charlm.checkpoint.format import KEY, TRAINING
+from charlm.checkpoint.format import KEY, PROGRESS, TRAINING, read_progress
 from charlm.data.batch import IGNORE, Batch
+from charlm.errors import UsageError
 from charlm.models.network import Network
 from charlm.models.state import State, detach, map_state, where_rows
 from charlm.training import resuming
@@ -27,7 +30,9 @@ class CharLM(pl.LightningModule):
     """Trains a network to predict the next character by truncated BPTT, carrying its state from batch to batch.
 
     `optimizer` is called with the parameter groups, and `scheduler` with the optimiser; `interval` says whether the
-    scheduler steps after each "epoch" or each "step". Every checkpoint holds `entry` (see `charlm.checkpoint.format`).
+    scheduler steps after each "epoch" or each "step". Every checkpoint holds `entry` (see `charlm.checkpoint.format`),
+    which `charlm.load` needs. Without one, it is made from the network's arguments and the trainer's `CharDataModule`;
+    if that is impossible, a warning says why, and checkpoints can only be resumed.
 
     Logs train/nats, val/nats and test/nats (nats per character), for val and test also /bpc (bits per character),
     /perplexity and /accuracy, and train/penalty if the objective has one.
@@ -36,7 +41,7 @@ class CharLM(pl.LightningModule):
     def __init__(
         self,
         network: Network,
-        optimizer: Callable[[list[Any]], Optimizer],
+        optimizer: Callable[[list[Any]], Optimizer] = partial(Adam, lr=1e-3),  # noqa: B008  # never changed
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         interval: str = "epoch",
         groups: ParameterGroups | None = None,
@@ -54,6 +59,7 @@ class CharLM(pl.LightningModule):
         # weight averaging and DDP leave it alone.
         self._carry: dict[str, State] = {}
         self._resumed: dict[str, Any] | None = None  # the training state of a checkpoint, until training starts
+        self._progress: dict[str, float] = {}  # the last loss that describes the weights, and its epoch
         self.first_step: int | None = None  # the global step when training started, after everything was restored
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
@@ -109,6 +115,8 @@ class CharLM(pl.LightningModule):
         self.log("train/nats", nats)
         if not (self.trainer.enable_validation and any(self.trainer.num_val_batches)):
             self._step_plateau(nats)
+        if "val_nats" not in self._progress:
+            self._progress = {"epoch": self.current_epoch + 1, "train_nats": nats.item()}
         self.train_nats.reset()
         if self._objective.l2:
             self.log("train/penalty", self.penalty.compute())
@@ -132,6 +140,7 @@ class CharLM(pl.LightningModule):
         """Log the validation metrics."""
         nats = self._log_means("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._progress = {"epoch": self.current_epoch + 1, "val_nats": nats.item()}
             self._step_plateau(nats)
 
     def on_test_epoch_end(self) -> None:
@@ -146,17 +155,27 @@ class CharLM(pl.LightningModule):
         self.accuracy.reset()
         return nats
 
+    def on_fit_start(self) -> None:
+        """Make the entry of checkpoints, if there is none."""
+        if self._entry is None:
+            try:
+                self._entry = resuming.make_entry(self.network, getattr(self.trainer, "datamodule", None))
+            except UsageError as error:
+                if self.trainer.checkpoint_callbacks:
+                    rank_zero_warn(f"charlm.load will not open the checkpoints of this training: {error}")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained and add the carried state."""
         if self._entry is not None:
             checkpoint[KEY] = self._entry
+        checkpoint[PROGRESS] = dict(self._progress)
         checkpoint[TRAINING] = resuming.training_state(self._carry.get("train"), self._running_means)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the training state for `on_train_start`. Raises UsageError for a damaged checkpoint."""
         (optimizer,), configs = self.configure_optimizers()
         resuming.check_checkpoint(checkpoint, self.trainer, optimizer, [config["scheduler"] for config in configs])
-        self._resumed = checkpoint[TRAINING]
+        self._resumed, self._progress = checkpoint[TRAINING], read_progress(checkpoint.get(PROGRESS))
 
     def on_train_start(self) -> None:
         """Restore the carried state; last of all, so that nothing draws random numbers in between."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +12,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from charlm.checkpoint.format import TRAINING
+from charlm.checkpoint.building import package_of, specify
+from charlm.checkpoint.format import TRAINING, pack
+from charlm.checkpoint.loading import rebuild
+from charlm.data.module import CharDataModule
 from charlm.errors import UsageError
+from charlm.models.network import Network
 from charlm.models.state import State
 from charlm.training import random_state
 from charlm.training.metrics import MeanPerCharacter
 
 # Tensors in the shape of a weight that PyTorch's fused kernels (of Adam, AdamW, SGD and Adagrad) keep for it.
 WEIGHT_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
+
+
+def make_entry(network: Network, data: object) -> dict[str, Any]:
+    """The entry that makes a checkpoint self-contained, for a network that is trained on `data` without ``train.py``.
+
+    Raises UsageError if `data` is no `CharDataModule`, or if `charlm.load` could not build the network again.
+    """
+    if not isinstance(data, CharDataModule):
+        raise UsageError("they need the vocabulary of a CharDataModule, given to trainer.fit as datamodule=")
+    spec, weights = specify(network), network.state_dict()
+    with torch.random.fork_rng(devices=[]):  # the training that follows draws the same random numbers
+        rebuild(spec, len(data.vocab), weights, sys.maxsize, [package_of(spec["_target_"])])
+    corpus = {"name": data.options.name, "source": data.text.source, "sha256": data.text.sha256}
+    return pack(spec, data.vocab, data.normalisation, {}, corpus)
 
 
 def training_state(carry: State | None, means: Mapping[str, MeanPerCharacter]) -> dict[str, Any]:

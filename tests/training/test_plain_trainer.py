@@ -1,0 +1,138 @@
+"""A plain `pl.Trainer` with `CharLM` and `CharDataModule` writes checkpoints that `charlm.load` opens."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+import charlm
+from charlm.checkpoint.building import build_network, specify
+from charlm.data.module import CharDataModule
+from charlm.models.network import Network
+from charlm.models.recurrent import GRU, LSTM, RNN
+from charlm.models.windowed import Windowed
+from charlm.training.module import CharLM
+from tests.helpers import MODELS, model_spec, trainer
+
+
+class Mine(GRU):
+    """A user's own family, which passes on what it does not know."""
+
+    def __init__(self, vocab_size: int, scale: float = 1.0, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
+        self.scale = scale
+
+
+class Awkward(GRU):
+    """A network that is built with a tensor."""
+
+    def __init__(self, vocab_size: int, start: torch.Tensor) -> None:
+        super().__init__(vocab_size, 8, 16)
+        self.start = start
+
+
+def fitted(folder: Path, network: Network, text: str, **options: Any) -> tuple[CharLM, ModelCheckpoint]:
+    """The example of the notebook, on a small text."""
+    saver = ModelCheckpoint(folder, monitor="val/nats", save_last=True)
+    module = CharLM(network)
+    loop = trainer(folder, enable_checkpointing=True, callbacks=[saver], num_sanity_val_steps=2, **options)
+    loop.fit(module, datamodule=CharDataModule.from_text(text, batch_size=4, bptt=8))
+    return module, saver
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda size: GRU(size, 8, 16),
+        lambda size: RNN(size, 8, hidden_size=16, identity=True),
+        lambda size: LSTM(vocab_size=size, hidden_size=16, layers=2, dropout=0.1),
+        lambda size: Windowed(GRU(size, hidden_size=16), 8),
+        lambda size: Mine(size, 0.5, hidden_size=16),
+    ],
+)
+def test_its_checkpoint_opens_as_the_network_that_was_trained(tmp_path: Path, text: str, build: Any) -> None:
+    size = len(set(text))
+    module, saver = fitted(tmp_path, build(size), text)
+    model = charlm.load(saver.last_model_path, trust=["tests"])
+    ids = torch.arange(size).repeat(2, 3)
+    with torch.inference_mode():
+        assert torch.equal(model.network(ids).logits, module.network.eval()(ids).logits)
+    assert len(model.generate("a", 5)) == 5
+    assert model.corpus["name"] == "text" and model.progress["epoch"] == 1
+    best = saver.best_model_score
+    assert best is not None and model.progress["val_nats"] == pytest.approx(best.item(), rel=1e-6)
+    if isinstance(model.network, Mine):
+        assert model.network.scale == 0.5
+        with pytest.raises(charlm.UsageError, match="CHARLM_TRUST=tests"):
+            charlm.load(saver.last_model_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # about the folder, and the loss that is not validated
+def test_it_resumes_and_the_loss_is_known_before_the_next_validation(tmp_path: Path, text: str) -> None:
+    first = fitted(tmp_path, GRU(len(set(text)), 8, 16), text)[1].best_model_path
+    module = CharLM(GRU(len(set(text)), 8, 16))
+    saver = ModelCheckpoint(tmp_path, monitor="val/nats", save_last=True)
+    loop = trainer(tmp_path, enable_checkpointing=True, callbacks=[saver], max_epochs=2, limit_val_batches=0)
+    loop.fit(module, datamodule=CharDataModule.from_text(text, batch_size=4, bptt=8), ckpt_path=first)
+    loop.save_checkpoint(tmp_path / "more.ckpt")
+    assert charlm.load(tmp_path / "more.ckpt").progress == charlm.load(first).progress
+
+
+def test_without_validation_the_training_loss_is_kept(tmp_path: Path, text: str) -> None:
+    loop, module = trainer(tmp_path, limit_val_batches=0), CharLM(GRU(len(set(text)), 8, 16))
+    loop.fit(module, datamodule=CharDataModule.from_text(text, batch_size=4, bptt=8, val=0))
+    loop.save_checkpoint(tmp_path / "a.ckpt")
+    nats = charlm.load(tmp_path / "a.ckpt").progress["train_nats"]
+    assert nats == pytest.approx(loop.callback_metrics["train/nats"].item()) and 0 < nats < 2 * math.log(9)
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (lambda size: Awkward(size, torch.zeros(1)), "Awkward was built with more than plain values"),
+        (lambda size: GRU(size + 1, 8, 16), "do not fit"),  # another vocabulary than the data's
+        (lambda size: type("Local", (GRU,), {"__qualname__": "f.<locals>.Local"})(size), "is not a subclass"),
+    ],
+)
+def test_what_cannot_be_described_trains_and_says_so_at_the_start(
+    tmp_path: Path, text: str, build: Any, why: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"charlm.load will not open .*{why}"):
+        module, saver = fitted(tmp_path, build(len(set(text))), text)
+    with pytest.raises(charlm.UsageError, match="can be resumed, but not opened: it does not say how to build"):
+        charlm.load(saver.last_model_path)
+
+
+def test_describing_the_network_does_not_change_the_training(tmp_path: Path, text: str) -> None:
+    weights = []
+    for entry in (None, {"anything": 1}):
+        pl.seed_everything(0, verbose=False)
+        module = CharLM(GRU(len(set(text)), 8, 16, layers=2, dropout=0.5), entry=entry)
+        trainer(tmp_path).fit(module, datamodule=CharDataModule.from_text(text, batch_size=4, bptt=8))
+        weights.append(module.network.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_specification_is_the_inverse_of_building(name: str) -> None:
+    network = build_network(model_spec(name), 20)
+    spec = {key: value for key, value in model_spec(name).items() if value is not None or key != "window"}
+    assert specify(network) == spec
+    assert specify(copy.deepcopy(network)) == specify(pickle.loads(pickle.dumps(network))) == spec
+
+
+def test_a_batch_as_text() -> None:
+    data = CharDataModule.from_text("ab cd\nef gh " * 20, batch_size=4, bptt=5, val=0)
+    lines = data.show_batch(batches=2, rows=2).splitlines()
+    assert lines[0] == "batch 1 of 12: 4 rows" and len(lines) == 10
+    x1, y1 = lines[1].split("x  ")[1], lines[2].split("y  ")[1]
+    assert x1 == "ab␣cd" and y1 == "b␣cd⏎"
+    assert lines[6].split("x  ")[1] == "⏎ef␣g"  # the stream goes on where it ended
