@@ -32,6 +32,7 @@ from charlm.run.build import (
     build_trainer,
     fill_in_lengths,
     steps_per_epoch,
+    with_chosen_sizes,
 )
 from charlm.run.compose import Job
 from charlm.run.fitting import evaluate, fit, quiet, resumable
@@ -79,8 +80,11 @@ def run(settings: Settings, job: Job) -> Result:
     settings, corpus, folder, record = plan.settings, plan.corpus, plan.folder, plan.record
     pl.seed_everything(settings.seed, verbose=False)
     data = build_data(settings.data, corpus, settings.seed)
+    settings, chosen = with_chosen_sizes(settings, data)
+    epochs = settings.trainer.max_epochs
+    assert isinstance(epochs, int)
     steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
-    schedule = fill_in_lengths(settings.schedule, settings.trainer.max_epochs, steps)
+    schedule = fill_in_lengths(settings.schedule, epochs, steps)
     settings = settings.model_copy(update={"schedule": schedule})
     origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
     typed = plan.checkpoint is None  # what the user typed is trusted, what a file says is not
@@ -97,6 +101,8 @@ def run(settings: Settings, job: Job) -> Result:
     monitor = "val/nats" if validate else "train/nats"
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
     header = {**plan.header, **describe(settings.data.name, data, model.network, folder)}
+    if chosen:
+        header["chosen"] = chosen
     # The order matters: an epoch's row is added to the history before it is printed.
     callbacks = [guard, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
@@ -118,7 +124,7 @@ def run(settings: Settings, job: Job) -> Result:
                 raise UsageError("trainer: these limits leave no batch to train on")
             validate = math.isfinite(history.best_nats)
             if model.first_step in (None, trainer.global_step):
-                more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
+                more = f"trainer.max_epochs={epochs + 1} or more continues it"
                 console.print(f"this run had already finished its {len(history.rows)} epochs; {more}")
             store.close()
             if not checkpoints.best.exists():  # training ended before the first validation

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import pytorch_lightning as pl
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from charlm.data.options import DataOptions
+from charlm.data.options import DataOptions, Size
 from charlm.errors import OptionError
 from charlm.options import Count, NonNegative, Options, PositiveInt, Seed, Text
 from charlm.run.suggest import CONF, did_you_mean
@@ -82,8 +82,8 @@ class TrainerOptions(Options):
     """1, or the number of one device such as [0]: a run trains on one device."""
     precision: str | int = "32-true"
     """Precision of weights and arithmetic, such as 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed."""
-    max_epochs: PositiveInt = 9
-    """Epochs to train."""
+    max_epochs: Size = 9
+    """Epochs to train; auto is 9, or for your own text by its size (charlm/data/sizes.py)."""
     gradient_clip_val: NonNegative | None = None
     """Largest norm of the gradient, or of each of its numbers for value clipping; null: no clipping."""
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
