@@ -30,8 +30,12 @@ def _one_path(value: object) -> object:
 
 
 def _size(value: object) -> object:
-    if value != "auto" and (type(value) is not int or value < 1):
-        raise OptionError("", "must be an integer of at least 1, or auto", value)
+    if value == "auto":
+        return value
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError("", "must be an integer, or auto", value)
+    if value < 1:
+        raise OptionError("", "must be at least 1, or auto", value)
     return value
 
 
