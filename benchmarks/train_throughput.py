@@ -48,6 +48,7 @@ def bare(overrides: list[str]) -> dict[str, float]:
         loader.x_BL, loader.y_BL = loader.x_BL.to(device), loader.y_BL.to(device)
     state: State | None = None
     characters, training, started = 0, 0.0, time.perf_counter()
+    assert isinstance(settings.trainer.max_epochs, int)  # it was given
     for _ in range(settings.trainer.max_epochs):
         epoch = time.perf_counter()
         state = None

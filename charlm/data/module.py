@@ -14,6 +14,7 @@ from torch import Tensor
 from charlm.data.batch import IGNORE, Batch
 from charlm.data.mix import Mix
 from charlm.data.options import DataOptions
+from charlm.data.sizes import choose_sizes
 from charlm.data.splits import SPLITS, split_sizes
 from charlm.data.streams import Streams, epoch_rng, stack, stack_all
 from charlm.data.windows import Windows, window_starts
@@ -42,19 +43,25 @@ class RemainingBatches:
 class CharDataModule(pl.LightningDataModule):
     """Splits an encoded text and cuts the splits into batches.
 
-    `seed` determines the random split, the order of the windows and the jitter. Raises UsageError for a text that is
-    too short for its options.
+    ``auto`` in `options` is replaced by numbers; `chosen` has the names of these options, `characters` the size of the
+    training split that they were chosen for. `seed` determines the random split, the order of the windows and the
+    jitter. Raises UsageError for a text that is too short for its options.
     """
 
     def __init__(self, text: EncodedText, options: DataOptions, seed: int) -> None:
         super().__init__()
+        total, unit, random = len(text.ids), "characters", options.split == "random"
+        # Windows are split after they were cut, for which their length has to be known.
+        self.characters = total if random else split_sizes(total, options)["train"]
+        self.chosen = {name for name in ("batch_size", "bptt") if getattr(options, name) == "auto"}
+        options = choose_sizes(options, self.characters)
+        assert isinstance(options.batch_size, int) and isinstance(options.bptt, int)
         self.text, self.options, self.seed = text, options, seed
         self.mode, self.batch_size, self.bptt = options.mode, options.batch_size, options.bptt
         self.vocab, self.normalisation, self.notices = text.vocab, text.normalisation, list(text.notices)
         self.ids_N, *self.extra = map(torch.from_numpy, (text.ids, *text.extra))
         self.shares = self._shares()
 
-        total, unit, random = len(self.ids_N), "characters", options.split == "random"
         if random:
             total, unit = len(window_starts(total, self.bptt, options.stride)), "windows"
         self.sizes = split_sizes(total, options, unit)
@@ -81,6 +88,8 @@ class CharDataModule(pl.LightningDataModule):
         text = encode(
             corpus,
             lowercase=options.lowercase,
+            newlines=options.newlines,
+            unicode=options.unicode,
             min_freq=options.min_freq,
             pad=options.pad,
             unk=options.unk,
@@ -153,7 +162,7 @@ class CharDataModule(pl.LightningDataModule):
         if size < 2:
             raise UsageError(f"the {split} split has 1 character, too few to predict one from another: {remedy}")
         rows = min(self.batch_size, max(1, (size - 1) // self.bptt))
-        if rows < self.batch_size:
+        if rows < self.batch_size and "batch_size" not in self.chosen:
             self.notices.append(
                 f"the {split} split of {size:,} characters is too short for data.batch_size={self.batch_size} "
                 f"streams of data.bptt={self.bptt}: its batch size is {rows}"

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, model_validator
 
 from charlm.errors import OptionError
 from charlm.options import Count, Options, PositiveInt, Text
+from charlm.text.vocab import Newlines, Unicode
 
 
 def _fraction_or_count(value: object) -> object:
@@ -18,6 +19,27 @@ def _fraction_or_count(value: object) -> object:
     return value
 
 
+def _one_path(value: object) -> object:
+    if isinstance(value, list) and value and all(isinstance(part, str | int | float) for part in value):
+        problem = (
+            "is a list: give a folder or a quoted glob to read several files as one text, or data=mix "
+            f"'data.paths=[{','.join(map(str, value))}]' to mix several texts"
+        )
+        raise OptionError("", problem, value)
+    return value
+
+
+def _size(value: object) -> object:
+    if value == "auto":
+        return value
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError("", "must be an integer, or auto", value)
+    if value < 1:
+        raise OptionError("", "must be at least 1, or auto", value)
+    return value
+
+
+Size = Annotated[PositiveInt | Literal["auto"], BeforeValidator(_size)]
 Share = Annotated[int | float, BeforeValidator(_fraction_or_count)]
 
 
@@ -28,14 +50,18 @@ class DataOptions(Options):
     """Name of the corpus in the run folder's name and in reports."""
     corpus: dict[str, Any]
     """The function that reads the corpus: its ``_target_``, in charlm.text.sources or your own, and its arguments."""
-    path: Text = ""
+    path: Annotated[Text, BeforeValidator(_one_path)] = ""
     """data=text: a file, a folder, or a quoted glob such as 'notes/**/*.md'."""
     paths: list[Text] = []
     """data=mix: two or more files, folders or globs; an epoch is one pass over the first, and only it is validated."""
     encoding: Text = "utf-8"
-    """Encoding of the files."""
+    """Encoding of the files; auto finds that of each file."""
     lowercase: bool = False
     """Convert the text to lower case."""
+    newlines: Newlines = "keep"
+    """Line ends: as they are, or all of them LF (unix)."""
+    unicode: Unicode = "keep"
+    """Characters: as they are, or composed (NFC), which makes one é of e and an accent."""
     vocab_from: Literal["all", "train"] = "all"
     """Build the vocabulary from all of the text, or from the training split only."""
     min_freq: PositiveInt = 1
@@ -52,10 +78,10 @@ class DataOptions(Options):
     """Test split, after the validation split: a fraction or a number as for train."""
     mode: Literal["streams", "windows"] = "streams"
     """Contiguous streams with the state carried from batch to batch, or independent windows."""
-    batch_size: PositiveInt = 64
-    """Rows per batch."""
-    bptt: PositiveInt = 64
-    """Characters per row of a batch: the length of truncated BPTT in streams, and of a window."""
+    batch_size: Size = 64
+    """Rows per batch; auto chooses it by the size of the text (charlm/data/sizes.py)."""
+    bptt: Size = 64
+    """Characters per row of a batch: the length of truncated BPTT in streams, and of a window; or auto."""
     bptt_jitter: Count = 0
     """Streams: the most characters by which each boundary between training batches moves, at random in every epoch."""
     stride: PositiveInt = 1
@@ -69,7 +95,7 @@ class DataOptions(Options):
 
     @model_validator(mode="after")
     def _fit_together(self) -> DataOptions:
-        if 2 * self.bptt_jitter >= self.bptt:
+        if self.bptt != "auto" and 2 * self.bptt_jitter >= self.bptt:
             raise OptionError("bptt_jitter", f"must be less than half of data.bptt={self.bptt}", self.bptt_jitter)
         if self.bptt_jitter and self.mode == "windows":
             raise OptionError("bptt_jitter", "needs data.mode=streams: all windows have the same length")
@@ -81,7 +107,7 @@ class DataOptions(Options):
             raise OptionError("split", "needs data.vocab_from=all: training windows overlap the others", self.split)
         if self.ratio and (self.bptt_jitter or self.mode == "windows"):
             raise OptionError("ratio", "needs data.mode=streams and data.bptt_jitter=0", self.ratio)
-        if self.ratio and self.batch_size % sum(self.ratio):
+        if self.ratio and self.batch_size != "auto" and self.batch_size % sum(self.ratio):
             problem = f"must be a multiple of {sum(self.ratio)}, the sum of data.ratio={self.ratio}"
             raise OptionError("batch_size", problem, self.batch_size)
         return self

@@ -20,6 +20,7 @@ from charlm.checkpoint.format import pack
 from charlm.checkpoint.storage import Store
 from charlm.data.module import CharDataModule
 from charlm.data.options import DataOptions
+from charlm.data.sizes import choose_epochs
 from charlm.errors import UsageError, as_usage_error
 from charlm.models.network import Network
 from charlm.run.instantiate import instantiate, resolve_target, signature
@@ -51,6 +52,22 @@ def build_data(options: DataOptions, corpus: Corpus, seed: int) -> CharDataModul
     """The corpus, encoded and cut into batches."""
     with as_usage_error("data"):
         return CharDataModule.of(corpus, options, seed)
+
+
+def with_chosen_sizes(settings: Settings, data: CharDataModule) -> tuple[Settings, str]:
+    """`settings` with the numbers that were chosen for ``auto``, and a line that says which they are ("" if none)."""
+    chosen = [
+        f"{name.replace('_', ' ')} {getattr(data, name)}" for name in ("batch_size", "bptt") if name in data.chosen
+    ]
+    trainer = settings.trainer
+    if trainer.max_epochs == "auto":
+        steps = math.ceil(len(data.train_dataloader()) / trainer.accumulate_grad_batches)
+        epochs = choose_epochs(data.options, data.characters, steps)
+        trainer = trainer.model_copy(update={"max_epochs": epochs})
+        if data.options.path or data.options.paths:
+            chosen.append(f"{epochs} epochs")
+    line = f"{', '.join(chosen)} for {data.characters:,} training characters" if chosen else ""
+    return settings.model_copy(update={"data": data.options, "trainer": trainer}), line
 
 
 def steps_per_epoch(trainer: TrainerOptions, batches: int) -> int:

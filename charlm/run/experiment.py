@@ -24,37 +24,31 @@ from rich.console import Console
 from charlm.checkpoint.building import package_of
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
-from charlm.data.module import CharDataModule
 from charlm.errors import UsageError, as_usage_error, first_line
 from charlm.inference.html import card
 from charlm.inference.language_model import LanguageModel, load
+from charlm.run.assembly import build
 from charlm.run.build import (
     build_callbacks,
-    build_checked_network,
-    build_data,
-    build_model,
     build_trainer,
     check_run,
-    fill_in_lengths,
-    steps_per_epoch,
 )
 from charlm.run.compose import Job
 from charlm.run.cycles import combine_cycles
 from charlm.run.fitting import evaluate, fit, quiet, resumable
-from charlm.run.init_from import adopt
 from charlm.run.instantiate import escape, instantiate, signature
-from charlm.run.resume import Plan, check_unused, fresh, resumed
+from charlm.run.resume import check_unused, fresh, resumed
 from charlm.run.settings import Settings
-from charlm.run.threads import choose_threads, own_threads
+from charlm.run.threads import own_threads
 from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.callbacks.early_stopping import EarlyStopping
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.samples import Samples
-from charlm.training.callbacks.terminal import Terminal, describe, machine, report
+from charlm.training.callbacks.terminal import Terminal, machine, report
 from charlm.training.interrupt import Interrupt
-from charlm.training.module import CharLM, parameter_count
+from charlm.training.module import parameter_count
 from charlm.training.schedulers import complete_cycles
 
 
@@ -88,37 +82,6 @@ class Result:
             return card("Result", facts)
         data = base64.b64encode(picture.read_bytes()).decode()
         return card("Result", facts, f'<img alt="loss curves" src="data:image/png;base64,{data}">')
-
-
-@dataclass(frozen=True)
-class Built:
-    """What training needs: the settings with all that was left open filled in, the data and the model."""
-
-    settings: Settings
-    data: CharDataModule
-    model: CharLM
-    origin: dict[str, Any]
-    header: dict[str, str]
-
-
-def build(plan: Plan) -> Built:
-    """Build what `plan` describes, and tell PyTorch the number of threads."""
-    settings, corpus = plan.settings, plan.corpus
-    pl.seed_everything(settings.seed, verbose=False)
-    data = build_data(settings.data, corpus, settings.seed)
-    steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
-    schedule = fill_in_lengths(settings.schedule, settings.trainer.max_epochs, steps)
-    trust = None if plan.checkpoint is None else ()  # what the user typed is trusted, what a file says is not
-    network = build_checked_network(settings.model, data, trust)
-    header = dict(plan.header)
-    if plan.start is not None:
-        header["start"] = f"{settings.init_from}: {adopt(network, data.vocab, plan.start, trust)}"
-    options = choose_threads(settings.trainer, network, data)
-    settings = settings.model_copy(update={"schedule": schedule, "trainer": options})
-    origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
-    model = build_model(settings, network, data, origin, plan.record)
-    header |= describe(settings.data.name, data, network, plan.folder)
-    return Built(settings, data, model, origin, header)
 
 
 @own_threads()
@@ -166,7 +129,7 @@ def run(settings: Settings, job: Job) -> Result:
                 raise UsageError("trainer: these limits leave no batch to train on")
             validate = math.isfinite(history.best_nats)
             stopped = next((c.reason for c in observers.values() if isinstance(c, EarlyStopping) and c.reason), None)
-            more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
+            more = f"trainer.max_epochs={built.epochs + 1} or more continues it"
             if model.first_step in (None, trainer.global_step):
                 finished = f"this run had already {stopped or f'finished its {len(history.rows)} epochs'}; {more}"
                 console.print(finished, soft_wrap=True)

@@ -77,6 +77,8 @@ def type_name(schema: dict[str, Any]) -> str:
     """The type and the range of a JSON schema in words."""
     if "anyOf" in schema:
         return " | ".join(type_name(branch) for branch in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     if schema.get("type") == "array":

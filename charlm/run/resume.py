@@ -160,6 +160,8 @@ def change(
                 )
         elif key != "resume":
             value = OmegaConf.select(asked, key)
+            if value == "auto" and key == "trainer.max_epochs":  # it was chosen when the run began
+                continue
             # In resolved settings, the corpus has its own copy of the path.
             for place in {key, key.replace("data.", "data.corpus.")}:
                 OmegaConf.update(changed, place, value, merge=False)
@@ -170,6 +172,8 @@ def change(
             f"trainer.threads={threads}, but this run began with {trainer.threads}: sums are rounded differently, so "
             f"the result is not bit for bit that of an uninterrupted run"
         )
+    if not (isinstance(epochs, int) and isinstance(planned, int)):
+        raise UsageError("the checkpoint is damaged: it does not record its number of epochs")
     if epochs < planned:
         raise UsageError(
             f"trainer.max_epochs={epochs} is less than the run's {planned}: a resumed run can only get longer"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import pytorch_lightning as pl
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from charlm.data.options import DataOptions
+from charlm.data.options import DataOptions, Size
 from charlm.errors import OptionError
 from charlm.options import Count, NonNegative, Options, PositiveInt, Seed, Text
 from charlm.run.suggest import CONF, did_you_mean
@@ -86,8 +86,8 @@ class TrainerOptions(Options):
     """Precision of weights and arithmetic, such as 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed."""
     threads: PositiveInt | Literal["auto"] | None = None
     """CPU threads; auto measures for half a second which number is fastest now; null: as many as PyTorch takes."""
-    max_epochs: PositiveInt = 9
-    """Epochs to train."""
+    max_epochs: Size = 9
+    """Epochs to train; auto is 9, or for your own text by its size (charlm/data/sizes.py)."""
     min_epochs: PositiveInt | None = None
     """Epochs to train at least, whatever a callback such as EarlyStopping says."""
     max_steps: PositiveInt | None = None

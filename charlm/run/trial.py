@@ -11,9 +11,10 @@ from pytorch_lightning.profilers import Profiler
 from rich.console import Console
 from rich.progress import Progress
 
+from charlm.run.assembly import build
 from charlm.run.build import build_trainer
 from charlm.run.compose import Job
-from charlm.run.experiment import build, claimed, save_config
+from charlm.run.experiment import claimed, save_config
 from charlm.run.fitting import fit, quiet
 from charlm.run.resume import fresh
 from charlm.run.settings import Settings

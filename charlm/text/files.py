@@ -11,8 +11,9 @@ from typing import NoReturn
 
 from charlm.errors import UsageError
 from charlm.text.download import shown
+from charlm.text.encodings import find_encoding
 
-SNIFF = 8192  # a file with a NUL byte among its first bytes is binary, as for git
+MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # a byte order mark, once decoded
 SLACK = 2**20  # bytes to read beyond a file's stated size, which is 0 in /proc
 
 
@@ -91,8 +92,23 @@ def decode(data: bytes, path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{shown(path)} is not {shown(encoding)}: byte 0x{data[error.start]:02X} at offset {error.start} is "
-            f"invalid; give the file's encoding, for example data.encoding=latin-1"
+            f"invalid; data.encoding=auto finds each file's encoding"
         ) from None
     except ValueError as error:  # codecs that are not for text, names that no codec can have
         raise UsageError(f"{shown(path)} cannot be read with data.encoding={shown(encoding)}: {shown(error)}") from None
-    return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")  # a byte order mark
+    return text.removeprefix(MARK)
+
+
+def decode_any(data: bytes, path: Path) -> tuple[str, str] | None:
+    """The text of `data` and the name of its encoding, or None for what is no text in any encoding that can be found.
+
+    Raises UsageError for damaged UTF-8.
+    """
+    try:
+        found = find_encoding(data)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{shown(path)} is UTF-8 with an invalid byte 0x{data[error.start]:02X} at offset {error.start}: save it "
+            f"again as UTF-8, or give data.encoding="
+        ) from None
+    return found and (found[0].removeprefix(MARK), found[1])

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,33 @@ from numpy.typing import NDArray
 from charlm.errors import UsageError
 
 Unknown = Literal["error", "skip", "unk"]
+Newlines = Literal["keep", "unix"]
+Unicode = Literal["keep", "NFC"]
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what <pad> and <unk> decode to
 
 
-def normalise(text: str, lowercase: bool = False) -> str:
-    """Normalise a corpus or a prompt; a checkpoint records the arguments."""
-    return text.lower() if lowercase else text
+def normalise(text: str, lowercase: bool = False, newlines: Newlines = "keep", unicode: Unicode = "keep") -> str:
+    """Normalise a corpus or a prompt; a checkpoint records the arguments.
+
+    ``newlines="unix"`` makes all line ends LF. ``unicode="NFC"`` composes characters (e and an acute accent become é);
+    it comes last, because lower-casing can take characters apart.
+    """
+    if newlines == "unix":
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if lowercase:
+        text = text.lower()
+    return text if unicode == "keep" else unicodedata.normalize(unicode, text)
 
 
-def check_normalisation(values: Mapping[str, Any]) -> dict[str, bool]:
-    """The arguments of `normalise` in a checkpoint. Raises UsageError for anything else."""
-    if set(values) != {"lowercase"} or not isinstance(values["lowercase"], bool):
-        raise UsageError("a text normalisation is {lowercase: true|false}")
+def check_normalisation(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `normalise` in a checkpoint. Raises UsageError for anything else.
+
+    Earlier checkpoints have only `lowercase`.
+    """
+    allowed = {"lowercase": (False, True), "newlines": get_args(Newlines), "unicode": get_args(Unicode)}
+    known = all(name in allowed and type(v) in (bool, str) and v in allowed[name] for name, v in values.items())
+    if "lowercase" not in values or not known:
+        raise UsageError("a text normalisation is {lowercase: true|false, newlines: keep|unix, unicode: keep|NFC}")
     return dict(values)
 
 

@@ -136,7 +136,7 @@ def test_a_checkpoint_records_how_it_came_about(trained: Trained) -> None:
     entry = trained.content()["charlm"]
     assert entry["format"] == 2
     assert entry["vocab"] == {"chars": "".join(sorted(set(TEXT.lower()))), "pad": False, "unk": False}
-    assert entry["normalisation"] == {"lowercase": True}
+    assert entry["normalisation"] == {"lowercase": True, "newlines": "unix", "unicode": "NFC"}
     assert entry["model"]["_target_"] == "charlm.models.recurrent.GRU"
     assert entry["config"]["model"] == entry["model"]
     assert entry["config"]["optimizer"]["lr"] == 0.01

@@ -178,7 +178,7 @@ def test_lowercase_applies_to_vocabulary_and_text() -> None:
     data = module("AbCa" * 30, lowercase=True)
     assert data.vocab.chars == "abc"
     assert data.vocab.decode(data.ids_N.numpy()) == "abca" * 30
-    assert data.normalisation == {"lowercase": True}
+    assert data.normalisation["lowercase"] is True
     assert module("AbCa" * 30).vocab.chars == "ACab"
 
 

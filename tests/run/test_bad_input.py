@@ -94,7 +94,7 @@ def test_data_text_without_a_path_says_what_to_give(train: Program, run_folder: 
 
 def test_bytes_that_are_not_utf8_are_located(train: Program, text: Path, run_folder: Path) -> None:
     text.write_bytes("le café\n".encode("latin-1") * 90)
-    assert train().is_refusal(str(text), "0xE9", "offset 6", "data.encoding=")
+    assert train("data.encoding=utf-8").is_refusal(str(text), "0xE9", "offset 6", "data.encoding=")
     assert nothing_was_trained(run_folder)
 
 

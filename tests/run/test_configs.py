@@ -49,11 +49,11 @@ def test_the_defaults_are_the_stateful_protocol() -> None:
     config = composed()
     assert (config.data.batch_size, config.data.bptt, config.data.min_freq) == (64, 8, 3)
     assert (config.data.val, config.data.lowercase, config.data.vocab_from) == (107146, True, "train")
-    assert (config.optimizer.lr, config.trainer.max_epochs) == (1e-3, 9)
+    assert (config.optimizer.lr, config.trainer.max_epochs) == (1e-3, "auto")  # 9, as this is no text of the user's
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     del config.hydra
     settings = check_settings(OmegaConf.to_container(config, resolve=True))
-    scheduler = instantiate(fill_in_lengths(settings.schedule, settings.trainer.max_epochs, 1).scheduler)(optimizer)
+    scheduler = instantiate(fill_in_lengths(settings.schedule, 9, 1).scheduler)(optimizer)
     rates = []
     for _ in range(9):
         rates.append(optimizer.param_groups[0]["lr"])

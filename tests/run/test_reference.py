@@ -51,7 +51,7 @@ def test_help_lists_the_options_of_the_chosen_config_with_their_values(tmp_path:
     outcome = program("train.py", "model=lstm", "model.hidden_size=96", "--help", env=environment(tmp_path))
     assert (outcome.status, outcome.err) == (0, "")
     assert "model.hidden_size=96  (" in outcome.out and "lstm_cell" in outcome.out
-    assert "\n  data.bptt=8  (integer ≥ 1)\n      Characters per row" in outcome.out
+    assert "\n  data.bptt=8  (integer ≥ 1 | auto)\n      Characters per row" in outcome.out
     assert "identity" not in outcome.out  # an option of model=rnn only
 
 

@@ -17,14 +17,14 @@ def test_what_the_corpus_says_is_kept() -> None:
     encoded = encode(corpus("abba"))
     assert (encoded.source, encoded.sha256, encoded.notices) == ("made up", "0" * 64, ("a notice",))
     assert encoded.ids.tolist() == [0, 1, 1, 0] and encoded.extra == ()
-    assert encoded.normalisation == {"lowercase": False}
+    assert encoded.normalisation == {"lowercase": False, "newlines": "keep", "unicode": "keep"}
 
 
 def test_extra_texts_share_vocabulary_and_normalisation() -> None:
     encoded = encode(corpus("AB", "bC", "c"), lowercase=True, pad=True)
     assert encoded.vocab.chars == "abc"
     assert [ids.tolist() for ids in (encoded.ids, *encoded.extra)] == [[1, 2], [2, 3], [3]]
-    assert encoded.normalisation == {"lowercase": True}
+    assert encoded.normalisation == {"lowercase": True, "newlines": "keep", "unicode": "keep"}
 
 
 def test_the_vocabulary_can_be_limited_to_the_beginning_and_extra_texts() -> None:

@@ -966,5 +966,5 @@ def test_train_goes_through_a_folder_full_of_oddities(train: Callable[..., Outco
     Path(os.fsdecode(folder + b"/\xe9.txt")).write_bytes(TEXT)
     outcome = train("data=text", f"data.path={tmp_path}")
     assert (outcome.status, outcome.err) == (0, ""), outcome
-    assert "binary files left out: 1" in outcome.out and "devices left out: 2" in outcome.out
+    assert "left out, not text: 1 binary;" in outcome.out and "devices left out: 2" in outcome.out
     assert summary(tmp_path / "run")["corpus_sha256"] == SHA

@@ -316,7 +316,7 @@ def test_binary_files_are_left_out_with_a_notice(tmp_path: Path, pattern: Any) -
     found = read(str(tmp_path / pattern))
     assert found.text == "A\n"
     (notice,) = found.notices
-    assert "binary files left out: 2" in notice and "b.png" in notice
+    assert notice == f"left out, not text: 1 binary, 1 png; the first is {tmp_path / 'b.png'}"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8-sig"])
@@ -479,3 +479,43 @@ def test_unavailable_is_distinct_from_other_errors(tmp_path: Path) -> None:
         read(str(tmp_path / "gone"))
     assert not isinstance(caught.value, Unavailable)
     assert issubclass(Unavailable, UsageError)
+
+
+# `read` with encoding="auto".
+
+
+def test_a_latin_1_file_in_a_utf_8_folder_just_works(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "漢字 é\n", "b.txt": "Grüße\n".encode("latin-1"), "c.txt": "voilà\n".encode("utf-16")})
+    found = read(str(tmp_path), "auto")
+    assert found.text == "漢字 é\nGrüße\nvoilà\n"
+    assert found.files is not None and found.files.encodings == {"latin-1": 1, "utf-16": 1}
+    (notice,) = found.notices
+    assert f"{tmp_path}/b.txt as latin-1, {tmp_path}/c.txt as utf-16; if that is wrong" in notice
+
+
+def test_an_encoding_that_is_given_overrides_for_all_files(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "é\n", "b.txt": "é\n".encode("latin-1")})
+    found = read(str(tmp_path), "latin-1")
+    assert (found.text, found.notices) == ("Ã©\né\n", ())
+    assert found.files is not None and found.files.encodings == {"latin-1": 2}
+
+
+@pytest.mark.parametrize("path", ["a.txt", ""])
+def test_damaged_utf_8_is_named_and_not_read_as_something_else(tmp_path: Path, path: str) -> None:
+    write(tmp_path, {"a.txt": "Grüße, schöne\n".encode() + b"\xfc\n"})
+    with pytest.raises(UsageError, match=r"a\.txt is UTF-8 with an invalid byte 0xFC at offset 17: save it again"):
+        read(str(tmp_path / path), "auto")
+
+
+def test_a_binary_file_of_no_known_kind_is_refused_by_path_and_left_out_of_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "A\n", "b.bin": b"\x80\0\xff\1" * 50})
+    with pytest.raises(UsageError, match=r"b\.bin is not text in any encoding that can be recognised"):
+        read(str(tmp_path / "b.bin"), "auto")
+    assert read(str(tmp_path), "auto").text == "A\n"
+
+
+def test_files_of_a_mix_are_counted_together(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "A\n", "b/c.txt": "é\n".encode("latin-1"), "b/d.pdf": b"%PDF-1.5"})
+    found = corpus.mix([str(tmp_path / "a.txt"), str(tmp_path / "b")], "auto")
+    assert found.files is not None
+    assert found.files.describe(4) == "2 files, 4 bytes, 4 characters, 1 in latin-1, 1 left out (1 pdf)"

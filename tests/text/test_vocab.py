@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from charlm.errors import UsageError
-from charlm.text.vocab import REPLACEMENT, Vocab, code_points, describe, normalise
+from charlm.text.vocab import REPLACEMENT, Vocab, check_normalisation, code_points, describe, normalise
 
 ANY_CHARACTER = st.one_of(st.characters(), st.characters(categories=["Cs"]))  # including lone surrogates
 ANY_TEXT = st.text(ANY_CHARACTER, min_size=1, max_size=60)
@@ -222,3 +223,46 @@ def test_normalise_lowercases_only_on_request(text: str, lower: Any) -> None:
     assert normalise(text) == text
     assert normalise(text, lowercase=False) == text
     assert normalise(text, lowercase=True) == lower
+
+
+@few
+@given(ANY_TEXT, st.booleans())
+@example("e\u0301\r\n\r\u212b\u2126", True)
+def test_normalised_text_has_unix_line_ends_is_composed_and_stays_so(text: str, lowercase: bool) -> None:
+    found = normalise(text, lowercase, "unix", "NFC")
+    assert "\r" not in found and unicodedata.is_normalized("NFC", found)
+    assert normalise(found, lowercase, "unix", "NFC") == found
+    lines = "\n".join("\n".join(part.split("\r")) for part in text.split("\r\n"))
+    assert found == unicodedata.normalize("NFC", lines.lower() if lowercase else lines)
+
+
+@few
+@given(ANY_TEXT)
+def test_text_stays_as_it_is_unless_asked(text: str) -> None:
+    assert normalise(text) == normalise(text, False, "keep", "keep") == text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lowercase": True},
+        {"lowercase": False, "newlines": "unix", "unicode": "NFC"},
+        {"lowercase": True, "unicode": "keep"},
+    ],
+)
+def test_a_recorded_normalisation_is_read_also_where_it_is_an_older_one(values: dict[str, Any]) -> None:
+    assert check_normalisation(values) == values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"lowercase": 1}, {"lowercase": "true"}, {"newlines": "unix"}, {"lowercase": True, "unicode": "NFKC"}]
+    + [
+        {"lowercase": True, "newlines": True},
+        {"lowercase": True, "newlines": ["unix"]},
+        {"lowercase": True, "form": "a"},
+    ],
+)
+def test_anything_else_is_no_normalisation(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="a text normalisation is"):
+        check_normalisation(values)

@@ -66,6 +66,7 @@ def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) 
     return {
         "model": f"{type(family).__name__}, {parameter_count(network):,} parameters",
         "corpus": text,
+        **({"text": files.describe(sum(map(len, (data.ids_N, *data.extra))))} if (files := data.text.files) else {}),
         "run": str(folder),
     }
 
