@@ -42,6 +42,7 @@ from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.callbacks.history import History
+from charlm.training.callbacks.picture import LossPicture
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, describe, machine, report
 from charlm.training.interrupt import Interrupt
@@ -98,7 +99,8 @@ def run(settings: Settings, job: Job) -> Result:
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
     header = {**plan.header, **describe(settings.data.name, data, model.network, folder)}
     # The order matters: an epoch's row is added to the history before it is printed.
-    callbacks = [guard, history, *observers.values(), Terminal(console, header, history, samples), checkpoints]
+    curves, terminal = LossPicture(folder / "loss.png", history, store), Terminal(console, header, history, samples)
+    callbacks = [guard, history, *observers.values(), terminal, curves, checkpoints]
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
