@@ -36,6 +36,7 @@ from charlm.run.build import (
 from charlm.run.compose import Job
 from charlm.run.fitting import evaluate, fit, quiet, resumable
 from charlm.run.instantiate import escape, instantiate, signature
+from charlm.run.loggers import Wandb
 from charlm.run.resume import check_unused, fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.trust import trust_prefix
@@ -96,7 +97,15 @@ def run(settings: Settings, job: Job) -> Result:
         samples.store = store
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
-    checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
+
+    def make_again() -> None:
+        """Write what else belongs in the folder after it was deleted."""
+        store.warn(f"{folder} was deleted: it is made again, but the best weights so far and other files are lost")
+        history.best_nats = math.inf
+        with contextlib.suppress(OSError):
+            save_config(settings, folder, job, new=new)
+
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint, make_again)
     header = {**plan.header, **describe(settings.data.name, data, model.network, folder)}
     # The order matters: an epoch's row is added to the history before it is printed.
     curves, terminal = LossPicture(folder / "loss.png", history, store), Terminal(console, header, history, samples)
@@ -123,6 +132,8 @@ def run(settings: Settings, job: Job) -> Result:
                 more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"
                 console.print(f"this run had already finished its {len(history.rows)} epochs; {more}")
             store.close()
+            if not checkpoints.last.exists():  # the folder was deleted after the last epoch
+                trainer.save_checkpoint(checkpoints.last)
             if not checkpoints.best.exists():  # training ended before the first validation
                 replace_file(checkpoints.best, checkpoints.last.read_bytes())
             test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
@@ -151,7 +162,8 @@ def run(settings: Settings, job: Job) -> Result:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
         store.write(folder / "summary.json", (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
         store.close()
-    report(console, summary, trust)
+    upload = next((logger.upload(folder) for logger in trainer.loggers if isinstance(logger, Wandb)), None)
+    report(console, summary, len(data.vocab), trust, upload)
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
     trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)
@@ -212,5 +224,6 @@ def save_config(settings: Settings, folder: Path, job: Job, *, new: bool) -> Non
     files: dict[str, Any] = {"config": settings.model_dump()}
     if new:
         files |= {"overrides": job.overrides} | ({"hydra": job.hydra} if job.hydra else {})
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         replace_file(folder / f".hydra/{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(escape(content))).encode())

@@ -38,8 +38,6 @@ class StoreIO(CheckpointIO):
         """
         buffer, path = io.BytesIO(), Path(path)
         torch.save(checkpoint, buffer)
-        with suppress(OSError):  # the disk is full: the store keeps the file and tries again
-            path.parent.mkdir(parents=True, exist_ok=True)
         self.store.write(path, buffer.getvalue())
         weights = checkpoint.get("state_dict") or {}
         weight_types = {name: (getattr(w, "shape", None), getattr(w, "dtype", type(w))) for name, w in weights.items()}
