@@ -133,6 +133,7 @@ def run(settings: Settings, job: Job) -> Result:
                 console.print(f"this run had already finished its {len(history.rows)} epochs; {more}")
             store.close()
             if not checkpoints.last.exists():  # the folder was deleted after the last epoch
+                make_again()
                 trainer.save_checkpoint(checkpoints.last)
             if not checkpoints.best.exists():  # training ended before the first validation
                 replace_file(checkpoints.best, checkpoints.last.read_bytes())

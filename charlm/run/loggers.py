@@ -167,6 +167,7 @@ class Wandb(WandbLogger):
         )
 
     def log_table(self, key: str, *args: Any, **options: Any) -> None:
+        """Log a table, or report what went wrong."""
         try:
             super().log_table(key, *args, **options)
         except Exception as error:

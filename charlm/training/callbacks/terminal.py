@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import platform
 import shlex
-import time
 import unicodedata
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
@@ -102,16 +102,18 @@ def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) 
 def report(
     console: Console, summary: dict[str, Any], symbols: int, trust: str = "", upload: tuple[str, str] | None = None
 ) -> None:
-    """Print the final table, the command that samples from the model, and the one that uploads to W&B.
+    """Print the final table, the command that samples from the model, and `upload`, a title and a command.
 
-    A model of `symbols` characters that is far worse than guessing is no model to sample from: say so instead.
+    A model of `symbols` characters that is far worse than guessing is not one to sample from: say so instead.
     """
     rows = {}
-    lowest = summary.get("best_val_nats", summary.get("best_train_nats"))
-    diverged = not lowest <= DIVERGED * math.log(max(2, symbols))
+    lowest = summary["best_val_nats"] if "best_val_nats" in summary else summary["best_train_nats"]
+    guess = math.log(max(2, symbols))
+    diverged = not lowest <= DIVERGED * guess
     if diverged:
-        guess = f"a uniform guess has {math.log(max(2, symbols)):.2f}"
-        rows["training diverged"] = f"the lowest loss is {lowest:.4g} nats/char, {guess}; {LOWER}"
+        rows["training diverged"] = (
+            f"the lowest loss is {lowest:.4g} nats/char, a uniform guess has {guess:.2f}; {LOWER}"
+        )
     elif "best_val_nats" in summary:
         rows["best validation loss"] = (
             f"{summary['best_val_nats']:.4f} nats/char, {summary['best_val_bpc']:.3f} bpc, "
@@ -158,22 +160,22 @@ class Terminal(pl.Callback):
         """Print the header and start the bar."""
         print_facts(self.console, {**self.header, "device": device_name(trainer.strategy.root_device)})
         self.console.print()
-        self._began = trainer.global_step, time.monotonic()
+        self._began = trainer.global_step, monotonic()
         if not self.console.is_terminal:
-            self._due = time.monotonic() + SILENCE
+            self._due = monotonic() + SILENCE
             return
         progress = ("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[loss]}")
         time_left = (TimeRemainingColumn(elapsed_when_finished=True), "left")
         self._bar = Progress(*progress, *time_left, console=self.console, auto_refresh=False, transient=True)
         self._task = self._bar.add_task("", total=trainer.estimated_stepping_batches, loss="")
         self._bar.start()
-        self._due = time.monotonic()
+        self._due = monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update the bar every `REFRESH` seconds, or print a line after `SILENCE` seconds."""
         if self._bar is None and self._since is None:
-            self._since = int(pl_module.train_nats.count), time.monotonic()
-        if time.monotonic() < self._due:
+            self._since = int(pl_module.train_nats.count), monotonic()
+        if monotonic() < self._due:
             return
         if self._bar is None:
             self._print_progress(trainer, pl_module)
@@ -185,11 +187,11 @@ class Terminal(pl.Callback):
                 loss=f"train {pl_module.train_nats.compute():.3f}",  # mean of the epoch so far
                 refresh=True,
             )
-            self._due = time.monotonic() + REFRESH
+            self._due = monotonic() + REFRESH
 
     def _print_progress(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Progress, speed and time left in one line."""
-        now, step, count = time.monotonic(), trainer.global_step, int(pl_module.train_nats.count)
+        now, step, count = monotonic(), trainer.global_step, int(pl_module.train_nats.count)
         first_step, began = self._began
         total = float(trainer.estimated_stepping_batches)
         done = f"{step / total:.0%}" if math.isfinite(total) else f"step {step:,}"
@@ -219,8 +221,8 @@ class Terminal(pl.Callback):
         self.console.print(line, highlight=False, soft_wrap=True)
         self._since = None
         if self._bar is None:
-            self._due = time.monotonic() + SILENCE
-        if not row["train_nats"] <= DIVERGED * math.log(len(trainer.datamodule.vocab)):  # also true for NaN
+            self._due = monotonic() + SILENCE
+        if not row["train_nats"] <= DIVERGED * math.log(max(2, len(trainer.datamodule.vocab))):  # also true for NaN
             self.console.print(f"  far worse than guessing: training diverges; {LOWER}", style="bold yellow")
         if self.samples is not None and self.samples.latest:
             text = preview(self.samples.latest, min(self.console.width - 4, 160))
