@@ -102,6 +102,7 @@ def run(settings: Settings, job: Job) -> Result:
         """Write what else belongs in the folder after it was deleted."""
         store.warn(f"{folder} was deleted: it is made again, but the best weights so far and other files are lost")
         history.best_nats = math.inf
+        history.write()
         with contextlib.suppress(OSError):
             save_config(settings, folder, job, new=new)
 

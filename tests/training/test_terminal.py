@@ -113,11 +113,11 @@ def test_a_short_run_needs_no_such_line(text_file: Path, tmp_path: Path, capsys:
 def test_the_best_epochs_are_marked(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the third epoch on, the rate is far too high."""
     run = ("data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=4", f"hydra.run.dir={tmp_path}/run")
-    rates = ("optimizer.lr=1e-3", "schedule=step", "schedule.scheduler.gamma=1000", "schedule.scheduler.at=0.5")
+    rates = ("optimizer.lr=1e-3", "schedule=step", "schedule.scheduler.factor=1000", "schedule.scheduler.at=0.5")
     run_train(*SMALL, *run, *rates, "trainer.max_epochs=4", "trainer.gradient_clip_val=1")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     losses = [float(re.findall(r"val ([\d.]+)", line)[0]) for line in lines]
     marks = [re.sub(r".* chars/s   [\d:.]+( s)?", "", line) for line in lines]
     best = [loss == min(losses[: n + 1]) for n, loss in enumerate(losses)]
     assert best[:2] == [True, True] and not all(best)
-    assert marks == ["   * best so far", *(" *" if is_best else "" for is_best in best[1:])]
+    assert marks == [" * best", *(" *" if is_best else "" for is_best in best[1:])]

@@ -216,7 +216,7 @@ class Terminal(pl.Callback):
             line += f"   val [bold]{row['val_nats']:.4f}[/bold]   {row['val_bpc']:.3f} bpc"
         line += f"   {row['characters_per_second']:,.0f} chars/s   {duration(row['seconds'])}"
         if row is self._best():
-            line += " *" if self._marked else "   * best so far"
+            line += " *" if self._marked else " * best"
             self._marked = True
         self.console.print(line, highlight=False, soft_wrap=True)
         self._since = None
