@@ -127,7 +127,9 @@ def run(settings: Settings, job: Job) -> Result:
                 profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it undeclared
                 console.print(profiler.summary() or "", markup=False, end="")
             if not history.rows:
-                raise UsageError("trainer: these limits leave no batch to train on")
+                raise UsageError(
+                    "trainer.limit_train_batches or overfit_batches: these limits leave no batch to train on"
+                )
             validate = math.isfinite(history.best_nats)
             if model.first_step in (None, trainer.global_step):
                 more = f"trainer.max_epochs={settings.trainer.max_epochs + 1} or more continues it"

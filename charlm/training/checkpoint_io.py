@@ -68,7 +68,9 @@ def check_readable(checkpoint: dict[str, Any], path: Path) -> None:
         read_safely(path)
     except UsageError:
         section = SECTIONS.get(unreadable(checkpoint), "callbacks")
-        raise UsageError(f"{section}: its state in a checkpoint must be plain values and tensors") from None
+        raise UsageError(
+            f"{section}: its state in a checkpoint must be plain values and tensors (what its state_dict returns)"
+        ) from None
     if KEY not in checkpoint:
         return
     before = random_state.collect()  # building a network draws its initial weights
