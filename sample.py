@@ -7,7 +7,8 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from charlm.cli import exit_cleanly, quick_imports
@@ -67,13 +68,25 @@ def main() -> None:
     path = " + ".join(map(str, paths))
     if args.positions is not None:
         print(path, file=sys.stderr)
-        predictions = model.predictions(args.positions, options.unknown)
+        with own_options():
+            predictions = model.predictions(args.positions, options.unknown)
         if not predictions:
             raise UsageError("--positions: the model never saw any character of this text; give another")
         write([table(predictions)])
         return
     print(path if options.greedy else f"{path} · seed {options.seed}", file=sys.stderr)
-    write(itertools.chain([args.prompt], model.stream(args.prompt, **options.model_dump())))
+    with own_options():
+        continuation = model.stream(args.prompt, **options.model_dump())
+    write(itertools.chain([args.prompt], continuation))
+
+
+@contextmanager
+def own_options() -> Iterator[None]:
+    """Name the options of the command line in a message for Python."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(str(error).replace('unknown="skip"', "--unknown skip")) from None
 
 
 def write(pieces: Iterable[str]) -> None:

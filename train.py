@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from charlm.checkpoint.paths import run_folder, run_name
-from charlm.cli import exit_cleanly, fail, quick_imports
+from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
 from charlm.run.suggest import readable
 
@@ -45,7 +45,7 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with exit_cleanly():
+    with forgiving_output(), exit_cleanly():
         if {"-h", "--help"} & set(sys.argv[1:]):
             with quick_imports():
                 from charlm.run.reference import print_help

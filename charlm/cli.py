@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from charlm.errors import UsageError
 from charlm.training.interrupt import Interrupted
 
 DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # what the user asked for, before this module sets it
+GONE = {errno.EPIPE, errno.EIO}  # a pipe or a terminal that was closed
 LONGEST = 2000  # characters in a message
 UNWRITABLE = {
     errno.EACCES,
@@ -53,6 +54,57 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
+class _Forgiving(io.FileIO):
+    """A stream that drops what cannot be written: nobody reads it any more, or the disk of the log file is full."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+@contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Go on, silently, when nobody reads stdout or stderr any more, as in ``train.py | head`` or after a SIGHUP."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (forgiving(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def forgiving(stream: Any) -> Any:
+    """A `_Forgiving` stream to where `stream` leads; to nowhere if that is closed, `stream` itself if it is no file."""
+    if stream is None:
+        return open(os.devnull, "w")
+    try:
+        stream.flush()
+        raw = _Forgiving(stream.fileno(), "w", closefd=False)
+    except OSError:  # io.UnsupportedOperation is one
+        return stream
+    options = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+    return io.TextIOWrapper(io.BufferedWriter(raw), **options)
+
+
+@contextmanager
+def quiet_pipes() -> Iterator[None]:
+    """End silently if nobody reads stdout any more, as in ``sample.py --help | head``."""
+    try:
+        yield
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
+
+
 @contextmanager
 def exit_cleanly() -> Iterator[None]:
     """Exit with a message and status 2 for a user's mistake, and with 128 + the signal's number for an interrupt.
@@ -62,6 +114,14 @@ def exit_cleanly() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")
+    with quiet_pipes():
+        with sentences():
+            yield
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """What `exit_cleanly` does with errors."""
     if DEBUG:
         yield
         return

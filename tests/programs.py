@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,10 @@ class Outcome:
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment without network, debugging or existing cache."""
     kept = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "NO_PROXY", "no_proxy")}
-    return {**kept, **PROXIES, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    fonts = str(
+        Path(tempfile.gettempdir()) / "charlm-tests-matplotlib"
+    )  # Matplotlib's list of fonts takes long to make
+    return {**kept, **PROXIES, "XDG_CACHE_HOME": str(tmp_path / "cache"), "MPLCONFIGDIR": fonts}
 
 
 def program(script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str]) -> Outcome:

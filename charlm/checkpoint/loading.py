@@ -37,7 +37,9 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
     if entry.get("format") != FORMAT:
         other = repr(entry.get("format"))[:20]
-        raise UsageError(f"{path} has checkpoint format {other}, but this charlm reads {FORMAT}: train it again")
+        raise UsageError(
+            f"{path} has checkpoint format {other}, but this version of charlm reads {FORMAT}: train the model again"
+        )
     parts: dict[str, Any] = {name: entry.get(name) for name in FIELDS}
     parts["state_dict"] = content.get("state_dict")
     for name, part in parts.items():

@@ -83,7 +83,7 @@ def find_checkpoint(where: str | Path | None = None) -> Path:
         found = [path / folder / f"{name}.ckpt" for folder in ("checkpoints", ".") for name in ("best", "last")]
         found = [file for file in found if file.is_file()]
         if not found:
-            raise UsageError(f"{path} is a folder without checkpoints/best.ckpt: give --checkpoint FILE")
+            raise UsageError(f"{path} is a folder without checkpoints/best.ckpt: give a run folder or a .ckpt file")
         return found[0]
     patterns = ("runs/*/checkpoints/*.ckpt", "sweeps/*/*/checkpoints/*.ckpt")
     newest = max((f for p in patterns for f in Path().glob(p)), key=lambda f: f.stat().st_mtime, default=None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from charlm.errors import UsageError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -36,13 +39,14 @@ class Store:
     """Writes the files of a run, and keeps in memory what cannot be written yet.
 
     A full disk does not stop training: `warn` is called once, each further write tries again, and `close` raises
-    UsageError if something is still not written.
+    UsageError if something is still not written. A folder that was deleted is made again.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
         self._pending: dict[Path, bytes] = {}
         self._failing = False
+        self._remedy = ""  # what the user can do about the last problem
 
     def write(self, path: Path, data: bytes) -> None:
         """Replace the file `path`, now or as soon as possible."""
@@ -59,8 +63,10 @@ class Store:
         reason = ""
         for path, data in list(self._pending.items()):
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, data)
             except OSError as error:
+                self._remedy = "free some space there" if error.errno in FULL else "make it writable"
                 reason = f"{path} cannot be written: {error.strerror or error}"
             else:
                 del self._pending[path]
@@ -69,4 +75,4 @@ class Store:
     def close(self) -> None:
         """Write what is pending. Raises UsageError if that is impossible."""
         if error := self._flush():
-            raise UsageError(f"{error}; free some space there and resume the run")
+            raise UsageError(f"{error}; {self._remedy} and resume the run")

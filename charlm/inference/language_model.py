@@ -184,7 +184,9 @@ class LanguageModel:
         try:
             return self._encode(text, unknown)
         except UsageError as error:
-            raise UsageError(f"the model never saw some characters of the prompt; {error}") from None
+            # sample.py puts its own option in place of this one.
+            more = '; unknown="skip" leaves them out'
+            raise UsageError(f"the model never saw some characters of the prompt; {error}{more}") from None
 
     def _scored(self, text: str) -> Tensor:
         """The ids of a text to be scored, int64 (T)."""

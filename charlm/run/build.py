@@ -36,7 +36,9 @@ def build_callbacks(sections: Mapping[str, Any]) -> dict[str, pl.Callback]:
     built = {name: instantiate(f"callbacks.{name}", section) for name, section in sections.items() if section}
     for name, callback in built.items():
         if not isinstance(callback, pl.Callback):
-            raise UsageError(f"callbacks.{name} is not a callback: it needs a _target_")
+            raise UsageError(
+                f"callbacks.{name} is not a callback: its _target_ must name a subclass of pytorch_lightning.Callback"
+            )
     return built
 
 

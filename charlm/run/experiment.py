@@ -37,6 +37,7 @@ from charlm.run.compose import Job
 from charlm.run.cycles import combine_cycles
 from charlm.run.fitting import evaluate, fit, quiet, resumable
 from charlm.run.instantiate import escape, instantiate, signature
+from charlm.run.loggers import Wandb
 from charlm.run.resume import check_unused, fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
@@ -45,6 +46,7 @@ from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.callbacks.early_stopping import EarlyStopping
 from charlm.training.callbacks.history import History
+from charlm.training.callbacks.picture import LossPicture
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, machine, report
 from charlm.training.interrupt import Interrupt
@@ -107,9 +109,22 @@ def run(settings: Settings, job: Job) -> Result:
         check_run(observers, data, validate=validate)
     history = History(folder / "metrics.csv", store)
     monitor = "val/nats" if validate else "train/nats"
-    checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint)
+
+    def make_again() -> None:
+        """Write what else belongs in the folder after it was deleted."""
+        store.warn(f"{folder} was deleted: it is made again, but the best weights so far and other files are lost")
+        history.best_nats = math.inf
+        history.write()
+        with contextlib.suppress(OSError):
+            save_config(settings, folder, job, new=new)
+
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint, make_again)
     # The order matters: an epoch's row is added to the history before it is printed.
-    callbacks = [guard, history, *observers.values(), Terminal(console, built.header, history, samples), checkpoints]
+    curves, terminal = (
+        LossPicture(folder / "loss.png", history, store),
+        Terminal(console, built.header, history, samples),
+    )
+    callbacks = [guard, history, *observers.values(), terminal, curves, checkpoints]
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
@@ -126,7 +141,9 @@ def run(settings: Settings, job: Job) -> Result:
                 profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it undeclared
                 console.print(profiler.summary() or "", markup=False, end="")
             if not history.rows:
-                raise UsageError("trainer: these limits leave no batch to train on")
+                raise UsageError(
+                    "trainer.limit_train_batches or overfit_batches: these limits leave no batch to train on"
+                )
             validate = math.isfinite(history.best_nats)
             stopped = next((c.reason for c in observers.values() if isinstance(c, EarlyStopping) and c.reason), None)
             more = f"trainer.max_epochs={built.epochs + 1} or more continues it"
@@ -136,6 +153,9 @@ def run(settings: Settings, job: Job) -> Result:
             elif stopped and trainer.should_stop:
                 console.print(f"{stopped}; resume= with {more}", soft_wrap=True)
             store.close()
+            if not checkpoints.last.exists():  # the folder was deleted after the last epoch
+                make_again()
+                trainer.save_checkpoint(checkpoints.last)
             if not checkpoints.best.exists():  # training ended before the first validation
                 replace_file(checkpoints.best, checkpoints.last.read_bytes())
             test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
@@ -171,7 +191,8 @@ def run(settings: Settings, job: Job) -> Result:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
         store.write(folder / "summary.json", (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
         store.close()
-    report(console, summary, trust)
+    upload = next((logger.upload(folder) for logger in trainer.loggers if isinstance(logger, Wandb)), None)
+    report(console, summary, len(data.vocab), trust, upload)
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
     trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)
@@ -237,5 +258,6 @@ def save_config(settings: Settings, folder: Path, job: Job, *, new: bool) -> Non
     files: dict[str, Any] = {"config": settings.model_dump()}
     if new:
         files |= {"overrides": job.overrides} | ({"hydra": job.hydra} if job.hydra else {})
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         replace_file(folder / f".hydra/{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(escape(content))).encode())

@@ -50,7 +50,8 @@ def fit(
         if path is None or model.first_step not in (None, trainer.global_step):
             raise
         what = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}") from None
+        more = "; another .ckpt in its folder may still work"
+        raise UsageError(f"{path} cannot be resumed, it is damaged: {type(error).__name__}: {what}{more}") from None
 
 
 def evaluate(trainer: pl.Trainer, model: CharLM, data: CharDataModule, best: Path, settings: Settings) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,7 +80,7 @@ def wandb_logger(
         resume: Any = "allow" if earlier else None
         return wandb.init(config=config, settings=settings, mode=how, id=identity, resume=resume)
 
-    return _Wandb(WandbThread(begin))
+    return Wandb(WandbThread(begin))
 
 
 def csv_logger(folder: Path, config: dict[str, Any], sweep: str | None) -> Logger:
@@ -144,14 +145,29 @@ class _Csv(CSVLogger):
             self._failed = True
 
 
-class _Wandb(WandbLogger):
+class Wandb(WandbLogger):
     """Lightning's W&B logger on a run in another thread."""
 
     def __init__(self, thread: WandbThread) -> None:
         super().__init__(experiment=thread)  # type: ignore[arg-type]  # it has all that Lightning uses of a W&B run
         self._run_thread = thread
 
+    def upload(self, folder: Path) -> tuple[str, str] | None:
+        """Where the run in `folder` was logged, and the address to look at it or the command that uploads it."""
+        run = self._run_thread.run
+        if run is None or getattr(run, "disabled", False):
+            return None
+        if not run.offline:
+            return ("look at it on W&B", run.url) if run.url else None
+        if not any(folder.glob("wandb/offline-run-*")):
+            return None
+        return (
+            "logged for W&B in the run folder; upload with",
+            f"wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*",
+        )
+
     def log_table(self, key: str, *args: Any, **options: Any) -> None:
+        """Log a table, or report what went wrong."""
         try:
             super().log_table(key, *args, **options)
         except Exception as error:

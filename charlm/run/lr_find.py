@@ -18,7 +18,7 @@ from charlm.run.experiment import new_console
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
 from charlm.run.trial import trial
-from charlm.training.callbacks.terminal import facts
+from charlm.training.callbacks.terminal import print_facts
 from charlm.training.module import CharLM
 from charlm.training.range_test import Point, RangeTest, growing, suggest
 
@@ -58,7 +58,7 @@ def lr_find(settings: Settings, job: Job) -> RangeResult:
     rows = {"suggestion": "none: the loss does not fall in this range; change lr_find.lowest, lr_find.highest"}
     if result.suggestion is not None:
         rows = {"suggestion": f"optimizer.lr={result.suggestion:.2g}"}
-    console.print(facts(rows | {"picture": str(folder / "lr_find.png"), "table": str(folder / "lr_find.csv")}))
+    print_facts(console, rows | {"picture": str(folder / "lr_find.png"), "table": str(folder / "lr_find.csv")})
     if result.suggestion is not None:
         kept = [o for o in job.overrides if not o.startswith(("task=", "lr_find.", "optimizer.lr=", "hydra."))]
         command = shlex.join(["python", "train.py", *kept, f"optimizer.lr={result.suggestion:.2g}"])

@@ -14,7 +14,7 @@ from charlm.run.experiment import new_console
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
 from charlm.run.trial import trial
-from charlm.training.callbacks.terminal import facts
+from charlm.training.callbacks.terminal import print_facts
 from charlm.training.profile import WARM_UP, Phases, Profile, Row
 
 SHOWN = 15  # rows of the table
@@ -55,7 +55,8 @@ def profile(settings: Settings, job: Job) -> ProfileResult:
         "trace": str(trace),
         "open it at": "https://ui.perfetto.dev or chrome://tracing",
     }
-    console.print("", facts(notes))
+    console.print()
+    print_facts(console, notes)
     return ProfileResult(recorder.rows, speed, folder)
 
 

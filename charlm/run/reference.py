@@ -26,6 +26,10 @@ python train.py -m NAME=VALUE,VALUE  train once with each value
 python train.py resume=RUN           resume a run
 python train.py NAME=VALUE … --help  list the options of what these values choose
 
+Losses are in nats per character: the mean of -ln p(next character). bpc, bits per
+character, is nats / ln 2. Perplexity is e^nats: the model hesitates as between so
+many equally likely characters. Lower is better for all three.
+
 The groups, each with its files in conf/:"""
 NO_DEFAULT = "–"
 ORDER = list(Settings.model_fields)

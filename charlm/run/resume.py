@@ -181,7 +181,9 @@ def change(
     scheduler = result.schedule.scheduler or {}
     if epochs > planned and "total_steps" in scheduler:
         name = str(scheduler["_target_"]).rpartition(".")[2]
-        raise UsageError(f"trainer.max_epochs={epochs}: {name} was made for {planned} epochs and cannot be extended")
+        raise UsageError(
+            f"trainer.max_epochs={epochs}: {name} was made for {planned} epochs and cannot be extended, start a new run"
+        )
     made_for = scheduler.get("epochs")
     if made_for not in (None, epochs):
         notices.append(f"the scheduler was made for {made_for} epochs: after them the learning rate stays constant")

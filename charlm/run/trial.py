@@ -19,7 +19,7 @@ from charlm.run.fitting import fit, quiet
 from charlm.run.resume import fresh
 from charlm.run.settings import Settings
 from charlm.training import random_state
-from charlm.training.callbacks.terminal import device_name, facts
+from charlm.training.callbacks.terminal import device_name, print_facts
 from charlm.training.module import CharLM
 
 EPOCHS = 10**6  # the callback, or `steps`, ends the trial
@@ -56,7 +56,8 @@ def trial(
             changed.profiler = profiler
         for notice in [*plan.notices, *built.data.notices]:
             console.print(notice, style="bold yellow", markup=False)
-        console.print(facts({**built.header, "device": device_name(trainer.strategy.root_device)}), "")
+        print_facts(console, {**built.header, "device": device_name(trainer.strategy.root_device)})
+        console.print()
         save_config(built.settings, plan.folder, job, new=True)
         fit(trainer, built.model, built.data, None, {})
     random_state.restore(before)

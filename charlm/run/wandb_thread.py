@@ -33,6 +33,7 @@ class WandbThread:
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._exit_code = 1
         self._failed = self._given_up = False
+        self.run: Any = None  # once it has started
         self._service: Any = None
         # W&B replaces the first two for good whenever its process starts. The third keeps its own log from printing a
         # traceback per line on a full disk.
@@ -83,7 +84,7 @@ class WandbThread:
 
     def _work(self) -> None:
         try:
-            run = self._run()
+            self.run = run = self._run()
             self._begun.set()
             self._serve(run)
         except BaseException as error:  # also SystemExit, which would end the thread silently

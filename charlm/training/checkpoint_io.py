@@ -38,8 +38,6 @@ class StoreIO(CheckpointIO):
         """
         buffer, path = io.BytesIO(), Path(path)
         torch.save(checkpoint, buffer)
-        with suppress(OSError):  # the disk is full: the store keeps the file and tries again
-            path.parent.mkdir(parents=True, exist_ok=True)
         self.store.write(path, buffer.getvalue())
         weights = checkpoint.get("state_dict") or {}
         weight_types = {name: (getattr(w, "shape", None), getattr(w, "dtype", type(w))) for name, w in weights.items()}
@@ -70,7 +68,9 @@ def check_readable(checkpoint: dict[str, Any], path: Path) -> None:
         read_safely(path)
     except UsageError:
         section = SECTIONS.get(unreadable(checkpoint), "callbacks")
-        raise UsageError(f"{section}: its state in a checkpoint must be plain values and tensors") from None
+        raise UsageError(
+            f"{section}: its state in a checkpoint must be plain values and tensors (what its state_dict returns)"
+        ) from None
     if KEY not in checkpoint:
         return
     before = random_state.collect()  # building a network draws its initial weights

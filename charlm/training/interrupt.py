@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, handled at a point from which training can resume."""
+"""Ctrl-C, SIGTERM and SIGHUP, handled at a point from which training can resume."""
 
 from __future__ import annotations
 
@@ -28,11 +28,18 @@ class Interrupt:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM in this context. Does nothing outside the main thread, which alone can."""
+        """Handle SIGINT, SIGTERM and SIGHUP in this context. Does nothing outside the main thread, which alone can.
+
+        A SIGHUP that is ignored when the program starts stays ignored: that is what nohup is for.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+            numbers.append(hangup)
+        before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
         finally:

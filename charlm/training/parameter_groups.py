@@ -71,7 +71,7 @@ def build_optimizer(create: Callable[[list[Any]], Optimizer], network: Network, 
     with as_usage_error("optimizer"):
         optimizer = create(groups)
     if "weight_decay" not in optimizer.defaults and any("weight_decay" in group for group in optimizer.param_groups):
-        raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay")
+        raise UsageError(f"parameter_groups: {type(optimizer).__name__} has no weight_decay, leave it null")
     return optimizer
 
 

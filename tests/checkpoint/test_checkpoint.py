@@ -418,7 +418,7 @@ def test_a_weight_whose_name_is_not_text_is_refused(altered: Altered) -> None:
 @pytest.mark.parametrize("number", [0, 1, 3, "2", None])
 def test_another_format_is_refused_by_number(altered: Altered, number: object) -> None:
     message = refusal(altered(lambda content: content["charlm"].update(format=number)))
-    assert f"has checkpoint format {number!r}, but this charlm reads 2: train it again" in message
+    assert f"has checkpoint format {number!r}, but this version of charlm reads 2: train the model again" in message
 
 
 def test_weights_of_lightning_beside_the_networks_do_not_matter(altered: Altered, trained: Trained) -> None:

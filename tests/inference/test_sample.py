@@ -137,7 +137,8 @@ def test_positions_of_unknown_characters_only_say_so(folder: Path) -> None:
 
 
 def test_positions_name_what_the_model_never_saw(folder: Path) -> None:
-    assert sample(folder, "--positions", "a🙂").status == 2
+    outcome = sample(folder, "--positions", "a🙂")
+    assert outcome.status == 2 and outcome.err.endswith("; --unknown skip leaves them out\n")
     assert sample(folder, "--positions", "a🙂", "--unknown", "skip").status == 0
 
 
@@ -145,7 +146,11 @@ def test_an_emoji_that_the_model_never_saw_is_named(folder: Path) -> None:
     outcome = sample(folder, "--prompt", "well 🙂")
     assert outcome.status == 2
     assert outcome.out == ""
-    assert re.search(r"^error: .*prompt.*'🙂' \(U\+1F642 SLIGHTLY SMILING FACE\)$", outcome.err, re.MULTILINE)
+    assert re.search(
+        r"^error: .*prompt.*'🙂' \(U\+1F642 SLIGHTLY SMILING FACE\); --unknown skip leaves them out$",
+        outcome.err,
+        re.MULTILINE,
+    )
 
 
 def test_unknown_characters_can_be_skipped(folder: Path, model: LanguageModel) -> None:

@@ -69,7 +69,7 @@ def test_a_run_leaves_its_files(
     assert err == ""
     for word in ("parameters", "symbols", "device", "epoch 1", "epoch 2", "best validation loss", "chars/s"):
         assert word in out
-    assert f"python sample.py --checkpoint {made['best_checkpoint']}" in out
+    assert f"python sample.py --checkpoint {Path(made['best_checkpoint']).parent.parent}\n" in out
 
 
 def test_main_returns_the_loss_to_hydras_sweepers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +287,9 @@ def test_an_interrupt_ends_with_130_and_the_command_that_goes_on(text_file: Path
 def test_a_diverging_run_is_told_so(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ("data=text", f"data.path={text_file}", "data.batch_size=4", "data.bptt=8", *SMALL, "schedule=constant")
     run_train(*base, f"hydra.run.dir={tmp_path}/good")
-    assert "diverges" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "diverge" not in out and "best validation loss" in out and "write more" in out
     run_train(*base, "optimizer=sgd", "optimizer.lr=50", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/bad")
-    assert "far worse than guessing: training diverges" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "far worse than guessing: training diverges" in out and "training diverged  the lowest loss is" in out
+    assert "best validation loss" not in out and "write more" not in out

@@ -198,6 +198,23 @@ def test_signals_are_taken_only_while_listening() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_hangup_counts_unless_nohup_ignores_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        interrupt = Interrupt()
+        with interrupt.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.signal == signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        interrupt = Interrupt()
+        with interrupt.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_thread_that_is_not_the_main_one_leaves_signals_alone() -> None:
     def listen() -> None:
         with Interrupt().listening():

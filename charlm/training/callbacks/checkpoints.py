@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,22 @@ class Checkpoints(Checkpoint):
     `last` is written when training begins, after every epoch, as often as `options` say, and when the user interrupts.
     ``cycle-1.ckpt`` … hold the weights at the end of each SGDR cycle (fast.ai's `on_cycle_end`); a cycle is a whole
     number of epochs. Nothing is written while `guard` suspects divergence. `monitor` names the loss that decides about
-    `best`; a training loss is read at the end of an epoch.
+    `best`; a training loss is read at the end of an epoch. If the user has deleted `folder`, `on_deleted` is called,
+    and `best` is found anew among the losses from then on.
     """
 
     def __init__(
-        self, folder: Path, monitor: str, interrupt: Interrupt, guard: DivergenceGuard, options: CheckpointOptions
+        self,
+        folder: Path,
+        monitor: str,
+        interrupt: Interrupt,
+        guard: DivergenceGuard,
+        options: CheckpointOptions,
+        on_deleted: Callable[[], None] = lambda: None,
     ) -> None:
         self.best, self.last = folder / "best.ckpt", folder / "last.ckpt"
         self.monitor, self.interrupt, self.guard = monitor, interrupt, guard
+        self.on_deleted = on_deleted
         self.every_steps = options.every_steps or math.inf
         self.every_seconds = 60 * (options.every_minutes or math.inf)
         self.lowest = math.inf
@@ -83,13 +93,22 @@ class Checkpoints(Checkpoint):
                 self._save(trainer, self.last.with_name(f"cycle-{cycles_begun(scheduler)}.ckpt"))
         self._save_last(trainer)
 
+    def _notice_deletion(self) -> None:
+        if not self.best.parent.is_dir():
+            with suppress(OSError):  # the store reports it
+                self.best.parent.mkdir(parents=True)
+            self.lowest = math.inf
+            self.on_deleted()
+
     def _save_best(self, trainer: pl.Trainer) -> None:
+        self._notice_deletion()
         loss = trainer.callback_metrics[self.monitor].item()
         if loss < self.lowest:
             self.lowest = loss
             self._save(trainer, self.best)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
+        self._notice_deletion()
         self._stopped_before = int(trainer.max_epochs or 0) if trainer.should_stop else 0
         self._save(trainer, self.last)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()

@@ -49,7 +49,7 @@ class History(pl.Callback):
             total, count, seconds = self._epoch["logged"]
             self._logged = (total, count, now - seconds)
             self._epoch = {}
-        self._write()
+        self.write()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clocks."""
@@ -113,9 +113,10 @@ class History(pl.Callback):
             "seconds": now - self._started,
         }
         self.rows.append(row)
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the rows so far."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()

@@ -1,0 +1,291 @@
+"""Loss curves as pictures: what is drawn, when, and ``python -m charlm.plot``."""
+
+from __future__ import annotations
+
+import math
+import struct
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from charlm import curves
+from charlm.checkpoint.storage import Store
+from charlm.plot import main
+from charlm.training.callbacks import picture
+from charlm.training.callbacks.history import COLUMNS
+from charlm.training.callbacks.picture import LossPicture
+from tests.helpers import ROOT, SMALL, run_train
+from tests.programs import environment
+
+
+def rows(epochs: int, **columns: Any) -> list[dict[str, Any]]:
+    made = [
+        {"epoch": e, "train_nats": 1 + 1 / e, "val_nats": 1.5 + abs(e - 3) / 10, "learning_rate": 0.1 / e}
+        for e in range(1, epochs + 1)
+    ]
+    return [{**row, **columns} for row in made]
+
+
+def write_run(folder: Path, table: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True)
+    lines = [",".join(COLUMNS)]
+    for row in table:
+        lines.append(",".join("" if row.get(name) is None else str(row[name]) for name in COLUMNS))
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is rendered."""
+    figures: list[Figure] = []
+    render = curves.rendered
+
+    def keep(figure: Figure, format: str) -> bytes:
+        figures.append(figure)
+        return render(figure, format)
+
+    monkeypatch.setattr(curves, "rendered", keep)
+    return figures
+
+
+def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines}
+
+
+def test_a_picture_has_both_losses_the_rate_and_the_best_epoch(drawn: list[Figure]) -> None:
+    curves.picture(rows(5), "a_run")
+    shown = lines(drawn[0])
+    assert shown["training"] == ([1, 2, 3, 4, 5], [1 + 1 / e for e in range(1, 6)])
+    assert shown["validation"][1] == [row["val_nats"] for row in rows(5)]
+    assert shown["best: 1.5000 in epoch 3"] == ([3], [1.5])
+    assert list(drawn[0].axes[1].lines[0].get_ydata()) == [row["learning_rate"] for row in rows(5)]
+    assert drawn[0].axes[0].get_title() == "a_run"
+
+
+def test_missing_values_are_left_out_and_the_rest_is_drawn(drawn: list[Figure]) -> None:
+    table = rows(4)
+    table[0]["train_nats"], table[1]["val_nats"], table[2]["val_nats"] = math.nan, None, math.inf
+    curves.picture(table)
+    assert lines(drawn[0])["training"][0] == [2, 3, 4]
+    assert lines(drawn[0])["validation"][0] == [1, 4]
+    assert "best: 1.6000 in epoch 4" in lines(drawn[0])
+
+
+@pytest.mark.parametrize(
+    "table",
+    [[], rows(1), rows(3, val_nats=None), rows(3, train_nats=math.nan, val_nats=math.nan), rows(2, learning_rate=0.0)],
+    ids=["none", "one", "no validation", "nan", "no rate"],
+)
+def test_any_rows_can_be_drawn(table: list[dict[str, Any]]) -> None:
+    assert curves.picture(table).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["日本語 مرحبا 🙂", "$x_{", "n" * 500, "two\nlines", "_hidden"])
+def test_any_name_is_shown_as_it_is(name: str, drawn: list[Figure], capfd: pytest.CaptureFixture[str]) -> None:
+    """A formula or a missing glyph would raise or warn; pytest makes every warning an error."""
+    data = curves.picture(rows(2), name)
+    curves.comparison({name: rows(2), "other": rows(3)})
+    assert struct.unpack(">II", data[16:24]) == (770, 506)  # however long the name
+    title, legend = drawn[0].axes[0].get_title(), drawn[1].axes[0].get_legend()
+    assert title == curves.shortened(name, 55) and len(title) <= 55
+    assert any(curves.shortened(name, curves.WIDEST) in label.get_text() for label in legend.get_texts())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_drawing_leaves_the_users_matplotlib_alone(tmp_path: Path) -> None:
+    """It works without a screen, chooses no backend, and uses no style that the user has set."""
+    script = (
+        "import matplotlib, sys; matplotlib.rcParams['lines.linewidth'] = 9; matplotlib.rcParams['text.usetex'] = True;"
+        "from charlm import curves; curves.picture([{'epoch': 1, 'train_nats': 1.0, 'val_nats': 1.0, "
+        "'learning_rate': 1.0}], 'a');"
+        "assert matplotlib.rcParams['lines.linewidth'] == 9 and matplotlib.rcParams['text.usetex'];"
+        "assert 'matplotlib.pyplot' not in sys.modules;"
+        "assert matplotlib.get_backend(auto_select=False) is None"
+    )
+    env = {k: v for k, v in environment(tmp_path).items() if k not in ("DISPLAY", "MPLBACKEND")}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, check=True, timeout=60)
+
+
+def test_matplotlib_is_loaded_only_to_draw() -> None:
+    script = "import sys, charlm.plot; assert not {'matplotlib', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+
+
+def test_several_runs_are_listed_from_the_best_to_the_worst(drawn: list[Figure]) -> None:
+    worse = [{**row, "val_nats": row["val_nats"] + 1} for row in rows(4)]
+    curves.comparison({"worse": worse, "_best": rows(4), "none": rows(4, train_nats=0.5, val_nats=None)})
+    texts = [label.get_text() for label in drawn[0].axes[0].get_legend().get_texts()]
+    assert texts == ["0.5000  none", "1.5000  _best", "2.5000  worse"]
+
+
+def test_a_long_list_of_runs_keeps_a_legend_that_fits(drawn: list[Figure]) -> None:
+    data = curves.comparison({f"run-{n:03}": rows(3, train_nats=float(n + 1)) for n in range(200)})
+    legend = drawn[0].axes[0].get_legend()
+    assert len(drawn[0].axes[0].lines) == 200
+    assert len(legend.get_texts()) == curves.NAMED
+    assert "200" in legend.get_title().get_text()
+    width, height = struct.unpack(">II", data[16:24])
+    assert legend.get_window_extent().height < height < 1500 and legend.get_window_extent().x1 <= width
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The callback with a clock that is set by hand; drawing takes 0.1 s on it."""
+    clock = types.SimpleNamespace(now=0.0, drawn=[])
+
+    def draw(table: list[dict[str, Any]], name: str) -> bytes:
+        clock.now += 0.1
+        clock.drawn.append((clock.now, len(table)))
+        return b"png"
+
+    monkeypatch.setattr(picture, "picture", draw)
+    monkeypatch.setattr(picture.time, "monotonic", lambda: clock.now)
+    history: Any = types.SimpleNamespace(rows=[])
+    callback = LossPicture(tmp_path / "loss.png", history, Store(pytest.fail))
+    return callback, history, clock
+
+
+def test_drawing_takes_five_percent_of_the_time_at_most_and_the_end_is_always_drawn(watched: Any) -> None:
+    callback, history, clock = watched
+    trainer: Any = None
+    callback.on_train_start(trainer, trainer)
+    for epoch in range(1, 301):
+        clock.now += 0.3
+        history.rows.append({"epoch": epoch})
+        callback.on_train_epoch_end(trainer, trainer)
+    during = len(clock.drawn)
+    assert 30 <= during <= 0.05 * clock.now / 0.1
+    callback.on_train_end(trainer, trainer)
+    assert clock.drawn[-1][1] == 300
+    assert callback.path.read_bytes() == b"png"
+
+
+def test_an_interrupt_draws_and_nothing_is_drawn_twice(watched: Any) -> None:
+    callback, history, clock = watched
+    trainer: Any = None
+    callback.on_train_start(trainer, trainer)
+    history.rows.append({"epoch": 1})
+    callback.on_train_epoch_end(trainer, trainer)
+    assert not clock.drawn
+    callback.on_exception(trainer, trainer, KeyboardInterrupt())
+    callback.on_train_end(trainer, trainer)
+    assert len(clock.drawn) == 1
+
+
+def test_a_picture_that_cannot_be_drawn_is_reported_once(
+    watched: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback, history, _ = watched
+
+    def fail(*_: Any) -> bytes:
+        raise RuntimeError("no fonts here")
+
+    monkeypatch.setattr(picture, "picture", fail)
+    for _ in range(3):
+        history.rows.append({})
+        callback.on_train_end(None, None)
+    assert capsys.readouterr().err == "warning: no loss.png: no fonts here\n"
+
+
+def test_a_notebook_shows_one_picture_and_updates_it(watched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython import display as display_module
+
+    callback, history, _ = watched
+    shown: list[bytes] = []
+    handle = types.SimpleNamespace(update=lambda image: shown.append(image.data))
+
+    def display(image: Any, display_id: bool) -> Any:
+        assert display_id
+        shown.append(b"first")
+        return handle
+
+    monkeypatch.setattr(picture, "in_notebook", lambda: True)
+    monkeypatch.setattr(display_module, "display", display)
+    callback.on_train_start(None, None)
+    for _ in range(2):
+        history.rows.append({})
+        callback.on_train_end(None, None)
+    assert shown == [b"first", b"png"]
+
+
+def test_every_run_has_its_picture(text_file: Path, tmp_path: Path, drawn: list[Figure]) -> None:
+    run_train(*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.run.dir={tmp_path}/run")
+    image = imread(tmp_path / "run/loss.png")
+    assert image.shape == (506, 770, 4)
+    written = curves.read_rows(tmp_path / "run/metrics.csv")
+    assert np.allclose(lines(drawn[-1])["validation"][1], [row["val_nats"] for row in written])
+
+
+def test_an_own_callback_that_raises_leaves_the_picture(text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_train(
+            *SMALL,
+            "data=text",
+            f"data.path={text_file}",
+            "data.bptt=8",
+            f"hydra.run.dir={tmp_path}/run",
+            "+callbacks.bad._target_=tests.test_plot.FailsInTheSecondEpoch",
+        )
+    assert (tmp_path / "run/loss.png").is_file()
+
+
+class FailsInTheSecondEpoch(pl.Callback):
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise ValueError("on purpose")
+
+
+def test_the_program_draws_what_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drawn: list[Figure]
+) -> None:
+    for sweep in ("a", "b"):
+        write_run(tmp_path / f"{sweep}/0_gru", rows(3))
+    write_run(tmp_path / "a/1_just_begun", [])
+    monkeypatch.chdir(tmp_path)
+    main(["a/0_gru", "b/0_gru/metrics.csv", "a/1_just_begun"])
+    out, err = capsys.readouterr()
+    assert out == "loss.png: 2 runs\n"
+    assert err == "left out, as no epoch has ended there: a/1_just_begun\n"
+    assert imread("loss.png").ndim == 3
+    names = [label.get_text().split("  ")[1] for label in drawn[0].axes[0].get_legend().get_texts()]
+    assert names == ["a/0_gru", "b/0_gru"]
+    for name, magic in {"curves.svg": b"<?xml", "CURVES.PDF": b"%PDF"}.items():
+        main(["a/0_gru", "--output", name])
+        assert Path(name).read_bytes().startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nowhere"], "there is no nowhere"),
+        (["empty"], "no epoch has ended in empty"),
+        (["junk.bin"], "junk.bin is not the metrics.csv of a run"),
+        (["words.csv"], "words.csv is not the metrics.csv of a run"),
+        (["run", "--output", "loss.gif"], "--output=loss.gif must end in .png, .svg or .pdf"),
+        (["run", "--output", "no/where.png"], "there is no folder no"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], named: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", rows(2))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "words.csv").write_text("epoch,train_nats,val_nats,learning_rate\none,2,3,4\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "charlm.plot", *arguments],
+        cwd=tmp_path,
+        env={**environment(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and named in done.stderr and done.stderr.count("\n") == 1
