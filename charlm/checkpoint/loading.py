@@ -30,8 +30,8 @@ def load_checkpoint(path: str | Path, trust: Iterable[str] = ()) -> Checkpoint:
     entry = content.get(KEY)
     if entry is None and TRAINING in content:
         raise UsageError(
-            f"{path} can be resumed, but not opened: it does not say how to build its network; train with a "
-            f"CharDataModule and a network whose arguments are plain values, or give CharLM its entry="
+            f"{path} can be resumed, but not opened: it has no {KEY!r} entry, which says how to build its network; "
+            f"train with a CharDataModule and a network whose arguments are plain values, or give CharLM its entry="
         )
     if not isinstance(entry, dict):
         raise UsageError(f"{path} is not a charlm checkpoint: it has no {KEY!r} entry")
