@@ -36,6 +36,12 @@ def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
         run_train(f"resume={tmp_path}", *shlex.split(command)[3:])
         assert summary(tmp_path)["epochs"] == 18
         return
+    if arguments[0].startswith("init_from="):
+        run_train(*SMALL, *FEWER, "data=text", f"data.path={text_file}", f"hydra.run.dir={tmp_path}/earlier")
+        arguments[0], small = f"init_from={tmp_path}/earlier", [o for o in FEWER if not o.startswith("model.")]
+        run_train(*arguments, f"data.path={text_file}", *SMALL[:1], *small, f"hydra.run.dir={tmp_path}/run")
+        assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
+        return
     if "data=mix" in arguments:
         run_train(*arguments, f"data.paths=[{text_file},{text_file}]", *SMALL[:1], *FEWER, f"hydra.run.dir={tmp_path}")
         return
@@ -45,12 +51,13 @@ def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
     data = [f"data.path={text_file}"] if "data=text" in arguments else corpus
     data += ["++data.val=200"]
     run_train(*arguments, *data, *SMALL[:1], *FEWER, *where)
-    assert list(tmp_path.glob("**/best.ckpt"))
+    assert list(tmp_path.glob("**/lr_find.png" if "task=lr_find" in arguments else "**/best.ckpt"))
 
 
 def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_train(*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.run.dir={tmp_path}/runs/a")
     assert summary(tmp_path / "runs/a")["epochs"] == 2
+    shutil.copytree(tmp_path / "runs/a", tmp_path / "runs/b")
     samples = [c for c in [*COMMANDS, *INLINE] if c.startswith("python sample.py")]
     assert samples
     for command in samples:
