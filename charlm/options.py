@@ -81,6 +81,9 @@ MESSAGES = {
 }
 
 
+BRANCHES = ("int", "float", "str", "constrained-int", "constrained-float")  # how pydantic names the parts of a union
+
+
 def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionError:
     """The first problem as a sentence that starts with the option's name. `names` are those of positional arguments."""
     detail = error.errors(include_url=False)[0]
@@ -88,7 +91,7 @@ def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionErr
     if place and isinstance(detail["loc"][0], int) and detail["loc"][0] < len(names):
         place[0] = names[detail["loc"][0]]
     # pydantic names the branch of a union, too: "int", "list[int]", "function-after[…]".
-    name = ".".join(part for part in place if part not in ("int", "float", "str") and "[" not in part)
+    name = ".".join(part for part in place if part not in BRANCHES and "[" not in part)
     cause = detail.get("ctx", {}).get("error")  # raised by a check of our own
     if isinstance(cause, OptionError):
         return cause.within(name) if name else cause

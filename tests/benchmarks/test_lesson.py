@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def test_rows_run_once_and_the_table_keeps_what_it_has(tiny: tuple[str, ...], tm
     assert [answer[:2] for answer in record["2"]["answers"]] == [["y. ", "T"], ["ppl", "e"], [" th", "e"], ["and", " "]]
     assert "not run yet" in page.read_text()
     assert record["5"]["machine"] == summary(loop)["machine"]
-    assert "threads, torch" in page.read_text()
+    assert re.search("threads?, torch", page.read_text())
     run(folder, "--rows", "5", *tiny, "seed=1")  # another command gets another folder
     assert (loop / "summary.json").is_file()
     assert summary(place(next(e for e in LADDER if e.row == "5"), folder, [*tiny, "seed=1"]))["seed"] == 1

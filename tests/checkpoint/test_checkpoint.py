@@ -491,5 +491,5 @@ def test_find_without_a_run_says_what_to_do(cwd: Path) -> None:
 
 def test_find_names_a_folder_without_checkpoints(cwd: Path) -> None:
     (cwd / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"empty .*--checkpoint"):
+    with pytest.raises(UsageError, match="empty is a folder without .*give a run folder"):
         find_checkpoint("empty")

@@ -348,7 +348,7 @@ def test_a_small_run_works(train_here: Program, run_folder: Path) -> None:
         (["--temperature=inf"], "--temperature=inf"),
         (["--checkpoint=missing.ckpt"], "missing.ckpt"),
         (["--checkpoint=text.txt"], "text.txt cannot be opened safely"),
-        (["--checkpoint=."], "--checkpoint"),
+        (["--checkpoint=."], "give a run folder"),
     ],
 )
 def test_sample_refuses_what_cannot_work(

@@ -23,7 +23,7 @@ LSTM = ("model=lstm", "model.embedding_size=8", "model.hidden_size=16", "model.l
 
 def checkpoint(spec: dict[str, Any], vocab: Vocab) -> Checkpoint:
     network = build_network(spec, len(vocab)).eval()
-    return Checkpoint(network, spec, vocab, {"lowercase": False}, {}, {}, {})
+    return Checkpoint(network, spec, vocab, {"lowercase": False}, {}, {}, {}, {})
 
 
 @pytest.mark.parametrize("name", MODELS)
