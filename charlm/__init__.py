@@ -15,9 +15,9 @@ from charlm.errors import UsageError
 
 if TYPE_CHECKING:
     from charlm.inference.language_model import LanguageModel
-    from charlm.run.experiment import Result
     from charlm.run.lr_find import RangeResult
     from charlm.run.profile import ProfileResult
+    from charlm.run.result import Result
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
@@ -49,15 +49,20 @@ def train(*overrides: str, folder: str | Path | None = None) -> Result:
     """Train as ``python train.py`` does with the same overrides, such as ``"model=gru"``, from Python or a notebook.
 
     `folder` is the run folder (None: a new one in ``runs/``). Returns the best loss, the history, the folder and the
-    `LanguageModel`. Raises UsageError where the program would print an error.
+    `LanguageModel`. Raises UsageError where the program would print an error, and KeyboardInterrupt once an
+    interrupted run has saved its checkpoint.
     """
     from charlm.run.compose import compose_job
     from charlm.run.experiment import run
+    from charlm.training.interrupt import Interrupted
 
     settings, job = compose_job(overrides, folder)
     if settings.task != "train":
         raise UsageError(f"charlm.train trains: for task={settings.task}, call charlm.{settings.task}")
-    return run(settings, job)
+    try:
+        return run(settings, job)
+    except Interrupted as interrupted:  # a notebook shows a KeyboardInterrupt in one line
+        raise KeyboardInterrupt from interrupted
 
 
 def lr_find(*overrides: str, folder: str | Path | None = None) -> RangeResult:

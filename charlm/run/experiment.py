@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import json
@@ -11,13 +10,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
-from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
@@ -25,8 +20,6 @@ from charlm.checkpoint.building import package_of
 from charlm.checkpoint.paths import resume_command
 from charlm.checkpoint.storage import Store, replace_file
 from charlm.errors import UsageError, as_usage_error, first_line
-from charlm.inference.html import card
-from charlm.inference.language_model import LanguageModel, load
 from charlm.run.assembly import build
 from charlm.run.build import (
     build_callbacks,
@@ -36,9 +29,11 @@ from charlm.run.build import (
 from charlm.run.compose import Job
 from charlm.run.cycles import combine_cycles
 from charlm.run.fitting import evaluate, fit, quiet, resumable
-from charlm.run.instantiate import escape, instantiate, signature
+from charlm.run.folder import claimed, save_config
+from charlm.run.instantiate import instantiate, signature
 from charlm.run.loggers import Wandb
-from charlm.run.resume import check_unused, fresh, resumed
+from charlm.run.result import Result, best_losses, facts
+from charlm.run.resume import fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
 from charlm.run.trust import trust_prefix
@@ -48,42 +43,9 @@ from charlm.training.callbacks.early_stopping import EarlyStopping
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.picture import LossPicture
 from charlm.training.callbacks.samples import Samples
-from charlm.training.callbacks.terminal import Terminal, machine, report
+from charlm.training.callbacks.terminal import Terminal, report
 from charlm.training.interrupt import Interrupt
-from charlm.training.module import parameter_count
 from charlm.training.schedulers import complete_cycles
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a run.
-
-    `nats` is the best validation loss per character, or the best training loss without validation. `history` has the
-    rows of ``metrics.csv``, one per epoch, and `summary` the content of ``summary.json``.
-    """
-
-    nats: float
-    folder: Path
-    history: list[dict[str, Any]] = field(repr=False)
-    summary: dict[str, Any] = field(repr=False)
-    trust: tuple[str, ...] = field(default=(), repr=False)  # the package that defines the network
-
-    @property
-    def model(self) -> LanguageModel:
-        """The model in the best checkpoint."""
-        return load(self.folder, self.trust)
-
-    def _repr_html_(self) -> str:
-        facts = {
-            "best loss": f"{self.nats:.4f} nats/char",
-            "epochs": str(len(self.history)),
-            "folder": str(self.folder),
-        }
-        picture = self.folder / "loss.png"
-        if not picture.is_file():
-            return card("Result", facts)
-        data = base64.b64encode(picture.read_bytes()).decode()
-        return card("Result", facts, f'<img alt="loss curves" src="data:image/png;base64,{data}">')
 
 
 @own_threads()
@@ -120,9 +82,9 @@ def run(settings: Settings, job: Job) -> Result:
 
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint, make_again)
     # The order matters: an epoch's row is added to the history before it is printed.
-    curves, terminal = (
-        LossPicture(folder / "loss.png", history, store),
+    terminal, curves = (
         Terminal(console, built.header, history, samples),
+        LossPicture(folder / "loss.png", history, store),
     )
     callbacks = [guard, history, *observers.values(), terminal, curves, checkpoints]
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
@@ -165,17 +127,12 @@ def run(settings: Settings, job: Job) -> Result:
                 combined = combine_cycles(folder / "checkpoints", count, data, settings, store, validate=validate)
             except Exception as error:  # the run itself is finished
                 store.warn(f"the ends of the cycles could not be combined: {first_line(error)}")
+        seconds = time.perf_counter() - started
         summary = {
             **best_losses(history, validated=validate),
             **({} if test_nats is None else {"test_nats": test_nats}),
             **combined,
-            "epochs": len(history.rows),
-            "steps": trainer.global_step,
-            "parameters": parameter_count(model.network),
-            "characters": history.characters,
-            "characters_per_second": history.characters / history.training_seconds,
-            "fit_seconds": history.fit_seconds,
-            "seconds": time.perf_counter() - started + history.earlier_seconds,
+            **facts(history, trainer, model, seconds),
             "model": record["model"],
             "corpus": built.origin["name"],
             "corpus_substituted": record["substituted"],
@@ -183,8 +140,6 @@ def run(settings: Settings, job: Job) -> Result:
             "corpus_source": plan.corpus.source,
             "corpus_sha256": plan.corpus.sha256,
             "seed": settings.seed,
-            "device": str(trainer.strategy.root_device),
-            "machine": machine(trainer.strategy.root_device),
             "best_checkpoint": os.path.relpath(checkpoints.best),
             "last_checkpoint": os.path.relpath(checkpoints.last),
         }
@@ -201,22 +156,6 @@ def run(settings: Settings, job: Job) -> Result:
 def new_console() -> Console:
     """The terminal, or lines of 120 columns in a file."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, *, new: bool) -> Iterator[None]:
-    """Lock `folder` against other processes. A killed process releases the lock."""
-    try:
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror or error}; choose another folder") from None
-    try:
-        with FileLock(folder / ".hydra/lock", timeout=0):
-            if new:
-                check_unused(folder)  # again, now that no other process can interfere
-            yield
-    except Timeout:
-        raise UsageError(f"{folder} is being trained by another process: wait for it, or stop it") from None
 
 
 @contextlib.contextmanager
@@ -239,25 +178,3 @@ def logging_to(trainer: pl.Trainer, settings: Settings, folder: Path, sweep: str
     finally:
         if isinstance(built, WandbLogger):
             built.experiment.finish(exit_code=status)
-
-
-def best_losses(history: History, *, validated: bool) -> dict[str, float]:
-    """The best validation loss in nats, bits and perplexity; or the best training loss without validation."""
-    if not validated:
-        return {"best_train_nats": min(row["train_nats"] for row in history.rows)}
-    nats = history.best_nats
-    return {
-        "best_val_nats": nats,
-        "best_val_bpc": nats / math.log(2),
-        "best_val_perplexity": math.exp(nats) if nats < 700 else math.inf,
-    }
-
-
-def save_config(settings: Settings, folder: Path, job: Job, *, new: bool) -> None:
-    """Write the settings to ``.hydra/`` in the run folder, as Hydra does; for a resumed run, only the config."""
-    files: dict[str, Any] = {"config": settings.model_dump()}
-    if new:
-        files |= {"overrides": job.overrides} | ({"hydra": job.hydra} if job.hydra else {})
-    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        replace_file(folder / f".hydra/{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(escape(content))).encode())

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from charlm.run.assembly import build
 from charlm.run.build import build_trainer
 from charlm.run.compose import Job
-from charlm.run.experiment import claimed, save_config
 from charlm.run.fitting import fit, quiet
+from charlm.run.folder import claimed, save_config
 from charlm.run.resume import fresh
 from charlm.run.settings import Settings
 from charlm.training import random_state

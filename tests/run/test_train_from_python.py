@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -53,3 +57,25 @@ def test_a_mistake_is_a_usage_error(override: str, tmp_path: Path, text_file: Pa
     with pytest.raises(charlm.UsageError):
         charlm.train("data=text", f"data.path={text_file}", *SMALL, override, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_saves_a_checkpoint_and_is_a_keyboard_interrupt(tmp_path: Path, text_file: Path) -> None:
+    """As the stop button of a notebook does it: a real SIGINT, once training is under way."""
+    run = tmp_path / "run"
+
+    def epochs() -> int:
+        return len((run / "metrics.csv").read_text().splitlines()) - 1 if (run / "metrics.csv").exists() else 0
+
+    def interrupt() -> None:
+        while epochs() < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    overrides = ("data=text", f"data.path={text_file}", "data.bptt=8", *SMALL[:3], "trainer.max_epochs=1000")
+    with pytest.raises(KeyboardInterrupt):
+        charlm.train(*overrides, "logger=none", folder=run)
+    thread.join(10)
+    assert (run / "checkpoints/last.ckpt").is_file()
+    assert 2 <= epochs() < 1000

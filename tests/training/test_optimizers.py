@@ -18,7 +18,7 @@ from charlm.checkpoint.format import pack
 from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.storage import Store
 from charlm.models.recurrent import GRU
-from charlm.run.experiment import quiet
+from charlm.run.fitting import quiet
 from charlm.training.checkpoint_io import StoreIO
 from charlm.training.module import CharLM
 from charlm.training.resuming import check_optimizer_state
