@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         description="Write text with a trained model. The text goes to stdout, everything else to stderr."
     )
     files = "A checkpoint or run folder (default: the newest run); of several, the mean of their predictions."
-    p.add_argument("--checkpoint", metavar="FILE", nargs="+", help=files)
+    p.add_argument("--checkpoint", metavar="FILE", nargs="+", action="extend", help=files)
     p.add_argument("--prompt", default="", help="The text to continue.")
     p.add_argument("--positions", metavar="TEXT", help="Show the most likely next character after each one of TEXT.")
     for name, field in SamplingOptions.model_json_schema()["properties"].items():

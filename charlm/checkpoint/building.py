@@ -86,7 +86,9 @@ def specify(network: nn.Module) -> dict[str, Any]:
     places, options = network.built_with
     if len(places) > 1:  # by the first constructor that names what others only pass on
         constructors = [inspect.signature(vars(base)["__init__"]) for base in kind.__mro__ if "__init__" in vars(base)]
-        named = next(s for s in constructors if not any(p.kind is p.VAR_POSITIONAL for p in s.parameters.values()))
+        naming = (s for s in constructors if not any(p.kind is p.VAR_POSITIONAL for p in s.parameters.values()))
+        if (named := next(naming, None)) is None:
+            raise UsageError(f"{kind.__name__} does not name its arguments")
         options = {**dict(zip(list(named.parameters)[1:], places, strict=False)), **options}
     values = {name: value for name, value in options.items() if name != "vocab_size"}
     if not all(isinstance(value, str | int | float | bool | list | dict | None) for value in values.values()):

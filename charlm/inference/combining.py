@@ -60,6 +60,9 @@ def serialised(content: object) -> bytes:
     return buffer.getvalue()
 
 
+COMPLETE = {"newlines": "keep", "unicode": "keep"}  # what earlier checkpoints do not say
+
+
 def open_all(paths: Sequence[str | Path], trust: Iterable[str]) -> dict[Path, Checkpoint]:
     """The checkpoints, by path. Raises UsageError unless all have one vocabulary and normalisation."""
     if isinstance(paths, str | Path) or not paths:
@@ -70,7 +73,7 @@ def open_all(paths: Sequence[str | Path], trust: Iterable[str]) -> dict[Path, Ch
     for path, other in others:
         same = {
             "vocabulary": other.vocab.to_dict() == first.vocab.to_dict(),
-            "normalisation": other.normalisation == first.normalisation,
+            "normalisation": COMPLETE | other.normalisation == COMPLETE | first.normalisation,
         }
         for what, equal in same.items():
             if not equal:

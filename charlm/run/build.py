@@ -63,7 +63,7 @@ def with_chosen_sizes(settings: Settings, data: CharDataModule) -> tuple[Setting
     ]
     trainer = settings.trainer
     if trainer.max_epochs == "auto":
-        steps = math.ceil(len(data.train_dataloader()) / trainer.accumulate_grad_batches)
+        steps = steps_per_epoch(trainer, len(data.train_dataloader()))
         epochs = choose_epochs(data.options, data.characters, steps)
         trainer = trainer.model_copy(update={"max_epochs": epochs})
         if data.options.path or data.options.paths:

@@ -44,5 +44,5 @@ def combine_cycles(
 def validation_loss(network: Network, data: CharDataModule, settings: Settings, folder: Path) -> float:
     """Nats per character, on the same batches and with the same precision as val/nats in training."""
     model = CharLM(network, optimizer=lambda parameters: None)  # type: ignore[arg-type, return-value]
-    trainer = build_trainer(settings.trainer, folder.parent, [], Store(lambda text: None), validate=True)
+    trainer = build_trainer(settings.trainer, folder.parent, [], None, validate=True)
     return float(trainer.validate(model, datamodule=data, verbose=False)[0]["val/nats"])

@@ -109,6 +109,8 @@ def run(settings: Settings, job: Job) -> Result:
             validate = math.isfinite(history.best_nats)
             stopped = next((c.reason for c in observers.values() if isinstance(c, EarlyStopping) and c.reason), None)
             more = f"trainer.max_epochs={built.epochs + 1} or more continues it"
+            if settings.trainer.max_steps == trainer.global_step:
+                more = f"trainer.max_steps={settings.trainer.max_steps} ended it, and only a new run can be longer"
             if model.first_step in (None, trainer.global_step):
                 finished = f"this run had already {stopped or f'finished its {len(history.rows)} epochs'}; {more}"
                 console.print(finished, soft_wrap=True)

@@ -39,6 +39,10 @@ def lr_find(settings: Settings, job: Job) -> RangeResult:
     Everything else is as in training. Raises UsageError like `charlm.run.experiment.run`.
     """
     console, options = new_console(), settings.lr_find
+    if rates := [n for n, group in settings.parameter_groups if group.lr is not None]:
+        raise UsageError(
+            f"task=lr_find finds one learning rate for all parts: leave out parameter_groups.{rates[0]}.lr"
+        )
     tests: list[RangeTest] = []
 
     def watch(advance: Callable[[], None]) -> RangeTest:
@@ -52,6 +56,8 @@ def lr_find(settings: Settings, job: Job) -> RangeResult:
     points = tests[0].points
     if not points:
         raise UsageError("trainer: these limits leave no batch to train on")
+    if not math.isfinite(points[0].nats):
+        raise UsageError("task=lr_find: the loss of the first step is not finite, at any learning rate")
     result = RangeResult(suggest(points), points, folder)
     replace_file(folder / "lr_find.csv", table(points))
     replace_file(folder / "lr_find.png", picture(result, model))
@@ -60,7 +66,9 @@ def lr_find(settings: Settings, job: Job) -> RangeResult:
         rows = {"suggestion": f"optimizer.lr={result.suggestion:.2g}"}
     print_facts(console, rows | {"picture": str(folder / "lr_find.png"), "table": str(folder / "lr_find.csv")})
     if result.suggestion is not None:
-        kept = [o for o in job.overrides if not o.startswith(("task=", "lr_find.", "optimizer.lr=", "hydra."))]
+        kept = [
+            o for o in job.overrides if not o.lstrip("+").startswith(("task=", "lr_find.", "optimizer.lr=", "hydra."))
+        ]
         command = shlex.join(["python", "train.py", *kept, f"optimizer.lr={result.suggestion:.2g}"])
         console.print("[bold cyan]train with it[/]", highlight=False)
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)

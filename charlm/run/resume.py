@@ -41,7 +41,8 @@ OVERRIDABLE = (
     "data.paths",
 )
 
-RECORD = {"model", "substituted", "sweep", "overrides"}  # what resuming needs besides the settings
+# What resuming needs besides the settings, with the types of each.
+RECORD = {"model": (str, type(None)), "substituted": (bool,), "sweep": (str, type(None)), "overrides": (list,)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def fresh(settings: Settings, job: Job) -> Plan:
     corpus, data, substitution = load_corpus(settings.data, job)
     settings = settings.model_copy(update={"data": data})
     record = {
-        "model": job.model if start is None else start.run.get("model"),
+        "model": job.model if start is None else str(start.run.get("model"))[:80],
         "substituted": bool(substitution),
         "sweep": job.sweep,
         "overrides": job.overrides,
@@ -118,7 +119,7 @@ def resumed(settings: Settings, job: Job) -> Plan:
     if job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
-    if opened.run.keys() != RECORD or not isinstance(opened.run["overrides"], list):
+    if opened.run.keys() != RECORD or not all(type(opened.run[name]) in kinds for name, kinds in RECORD.items()):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
     if opened.config.get("model") != opened.model:  # which could ask for more memory than the file has
         raise UsageError(f"{path} is damaged: its config describes another model than its weights belong to")

@@ -84,14 +84,14 @@ class TrainerOptions(Options):
     """1, or the number of one device such as [0]: a run trains on one device."""
     precision: str | int = "32-true"
     """Precision of weights and arithmetic, such as 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed."""
-    threads: PositiveInt | Literal["auto"] | None = None
-    """CPU threads; auto measures for half a second which number is fastest now; null: as many as PyTorch takes."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = None
+    """CPU threads; auto measures for about half a second which number is fastest; null: as many as PyTorch takes."""
     max_epochs: Size = 9
     """Epochs to train; auto is 9, or for your own text by its size (charlm/data/sizes.py)."""
     min_epochs: PositiveInt | None = None
     """Epochs to train at least, whatever a callback such as EarlyStopping says."""
     max_steps: PositiveInt | None = None
-    """Optimiser steps after which training ends, if max_epochs is not reached before; null: no limit."""
+    """Optimiser steps after which training ends; the scheduler is still planned for max_epochs. null: no limit."""
     max_time: str | None = None
     """Time after which training ends, as DAYS:HOURS:MINUTES:SECONDS; null: no limit."""
     gradient_clip_val: NonNegative | None = None

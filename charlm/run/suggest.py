@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import charlm
 from charlm.checkpoint.paths import quoted
+from charlm.errors import UsageError
 
 CONF = Path(charlm.__file__).parents[1] / "conf"
 OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
@@ -50,6 +51,12 @@ def readable(overrides: Sequence[str]) -> list[str]:
 
     Commas outside a list are left to the user, as they separate the values of a multirun, and so are nested values.
     """
+    for override in overrides:
+        if found := re.match(r"\+*(model|data|optimizer|schedule|trainer|logger|experiment)=\[", override):
+            group = found[1]
+            raise UsageError(
+                f"{override}: {group} takes one name; to train once with each, add -m and give {group}=A,B"
+            )
     return [_quote_where_needed(override) for override in overrides]
 
 

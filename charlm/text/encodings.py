@@ -37,14 +37,14 @@ ODD = re.compile(  # what a wrong encoding makes of words: a symbol within, half
 
 
 def find_encoding(data: bytes) -> tuple[str, str] | None:
-    """The text of `data` and the name of its encoding; None for what is no text in any encoding that can be found.
+    """The text of `data` and the name of its encoding; None for what is not text.
 
     A byte order mark stays in the text. Raises UnicodeDecodeError for UTF-8 with a few invalid bytes, because any other
     encoding would read its characters wrongly.
     """
     for mark, name in MARKS:
         if data.startswith(mark):
-            return _decoded(data, name)
+            return (data.decode(), "utf-8") if mark == b"\xef\xbb\xbf" else _decoded(data, name)
     if b"\0" in data[:SNIFF] and (wide := _unmarked_utf_16(data)):
         return wide
     try:

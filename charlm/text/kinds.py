@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 import zipfile
 from pathlib import Path
@@ -42,7 +43,7 @@ MAGIC = (
     (b"%PDF-", "pdf"),
     (b"{\\rtf", "rtf"),
     (b"\x1f\x8b\x08", "gz"),
-    (b"BZh", "bz2"),
+    (b"BZh91AY&SY", "bz2"),
     (b"\xfd7zXZ\0", "xz"),
     (b"\x28\xb5\x2f\xfd", "zst"),
     (b"7z\xbc\xaf\x27\x1c", "7z"),
@@ -89,7 +90,7 @@ def _zipped(data: bytes) -> str:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
-            mimetype = archive.read("mimetype") if "mimetype" in names else b""
+            mimetype = archive.open("mimetype").read(100) if "mimetype" in names else b""
     except Exception:  # damaged: its first file still tells
         names, mimetype = [data[30:80].decode("latin-1")], data[38:90] if data[30:38] == b"mimetype" else b""
     found = next((kind for name, kind in MIMETYPES.items() if mimetype.strip() == name), None)
@@ -103,5 +104,6 @@ def refusal(kind: str, path: Path) -> str:
     if not command:
         return f"is {what}, not text: give a text file"
     stem, name = path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-text"), shlex.quote
-    how = command.replace("{stem}.", name(str(stem)) + ".").format(file=name(str(path)), stem=name(str(stem)))
+    parts = {"file": name(str(path)), "stem": name(str(stem))}
+    how = re.sub(r"\{(file|stem)\}", lambda found: parts[found[1]], command)
     return f"is {what}, not text: get its text with a command such as {how}"

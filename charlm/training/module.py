@@ -115,7 +115,7 @@ class CharLM(pl.LightningModule):
         self.log("train/nats", nats)
         if not (self.trainer.enable_validation and any(self.trainer.num_val_batches)):
             self._step_plateau(nats)
-        if "val_nats" not in self._progress:
+        if self._progress.get("epoch") != self.current_epoch + 1:  # there was no validation
             self._progress = {"epoch": self.current_epoch + 1, "train_nats": nats.item()}
         self.train_nats.reset()
         if self._objective.l2:

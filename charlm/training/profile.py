@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,14 +52,17 @@ class Profile(pl.Callback):
         self.rows: list[Row] = []
         self.characters, self.plain_seconds, self.seconds = 0, 0.0, 0.0
         self._done = 0
+        self._starts: list[float] = []
         self._profiler: Any = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start the clock, then the profiler."""
-        if self._done == WARM_UP:
-            self._start = now(trainer)
+        if WARM_UP <= self._done <= WARM_UP + self.steps:
+            self._starts.append(time.perf_counter())
         if self._done == WARM_UP + self.steps and self._profiler is None:
-            self.plain_seconds = now(trainer) - self._start
+            # The median, because the first end of an epoch takes long, and so does anything else on the machine.
+            intervals = [after - before for before, after in pairwise(self._starts)]
+            self.plain_seconds = self.steps * statistics.median(intervals)
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it prints when it starts and stops
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (
                 trainer.strategy.root_device.type == "cuda"

@@ -22,6 +22,8 @@ from charlm.models.state import State
 from charlm.training import random_state
 from charlm.training.metrics import MeanPerCharacter
 
+MOST_STEPS = 10**8  # of a run
+
 # Tensors in the shape of a weight that PyTorch's fused kernels (of Adam, AdamW, SGD and Adagrad) keep for it.
 WEIGHT_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
 
@@ -79,6 +81,11 @@ def check_checkpoint(
     for part, is_intact in intact.items():
         if not is_intact:
             raise damaged(f"{part} is incomplete or has values of another type")
+    for scheduler, state in zip(schedulers, checkpoint["lr_schedulers"], strict=False):
+        # Other values would make counting SGDR's cycles endless.
+        same = all(state[name] == getattr(scheduler, name) for name in ("T_0", "T_mult") if name in state)
+        if not same or not 0 <= state.get("last_epoch", 0) <= MOST_STEPS:
+            raise damaged("its scheduler is not the one of this run")
 
 
 def has_state(callback: pl.Callback) -> bool:

@@ -86,3 +86,9 @@ def test_common_options_of_the_trainer_need_no_plus(option: str, epochs: int, te
     overrides = ["data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=8", *SMALL, "data.test=0.1"]
     result = charlm.train(*overrides, f"trainer.{option}", folder=tmp_path / "run")
     assert len(result.history) == epochs
+
+
+@pytest.mark.parametrize("override", ["model=[gru,lstm]", "optimizer=[adam,sgd]", "experiment=[char3,irnn]", "data=[]"])
+def test_a_list_where_one_name_is_taken_is_refused(override: str, tmp_path: Path) -> None:
+    with pytest.raises(charlm.UsageError, match="takes one name"):
+        charlm.train(override, folder=tmp_path / "run")

@@ -47,7 +47,9 @@ class EarlyStopping(LightningsEarlyStopping):
         if trainer.state.fn != "fit":
             return
         self.reason = None  # of a run that went on
-        if self.wait_count >= self.patience:
+        if trainer.should_stop and not trainer.callback_metrics["val/nats"].isfinite():
+            self.reason = f"stopped early in epoch {trainer.current_epoch + 1}: the validation loss is not finite"
+        elif self.wait_count >= self.patience:
             times = "validation" if self.patience == 1 else f"{self.patience} validations"
             self.reason = (
                 f"stopped early in epoch {trainer.current_epoch + 1}: the last {times} brought no new lowest loss "

@@ -92,8 +92,10 @@ def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) 
         extra = " + ".join(f"{len(ids):,}" for ids in data.extra)
         text += f"; beside them {extra} characters, rows {':'.join(map(str, data.shares))}"
     family = network.network if isinstance(network, Windowed) else network
+    trained, every = parameter_count(network), sum(p.numel() for p in network.parameters())
+    counts = f"{every:,} parameters" + (f", {every - trained:,} of them frozen" if trained < every else "")
     return {
-        "model": f"{type(family).__name__}, {parameter_count(network):,} parameters",
+        "model": f"{type(family).__name__}, {counts}",
         "corpus": text,
         **({"text": files.describe(sum(map(len, (data.ids_N, *data.extra))))} if (files := data.text.files) else {}),
         "run": str(folder),
@@ -180,6 +182,7 @@ class Terminal(pl.Callback):
         """Update the bar every `REFRESH` seconds, or print a line after `SILENCE` seconds."""
         if self._bar is None and self._since is None:
             self._since = int(pl_module.train_nats.count), monotonic()
+            return
         if monotonic() < self._due:
             return
         if self._bar is None:
@@ -202,7 +205,9 @@ class Terminal(pl.Callback):
         done = f"{step / total:.0%}" if math.isfinite(total) else f"step {step:,}"
         before, since = self._since or (count, now)
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", done]
-        parts += [f"train {pl_module.train_nats.compute():.4f}", f"{(count - before) / (now - since):,.0f} chars/s"]
+        parts.append(f"train {pl_module.train_nats.compute():.4f}")
+        if now > since:
+            parts.append(f"{(count - before) / (now - since):,.0f} chars/s")
         if step > first_step and math.isfinite(total):
             parts.append(f"{duration((total - step) * (now - began) / (step - first_step))} left")
         self.console.print("   ".join(parts), highlight=False)
@@ -236,7 +241,8 @@ class Terminal(pl.Callback):
     def _best(self) -> dict[str, Any]:
         """The row of the lowest validation loss, or training loss without validation."""
         column = "train_nats" if all(row["val_nats"] is None for row in self.history.rows) else "val_nats"
-        return min((row for row in self.history.rows if row[column] is not None), key=lambda row: row[column])
+        rows = [row for row in self.history.rows if row[column] is not None]
+        return min(rows, key=lambda row: math.inf if math.isnan(row[column]) else row[column])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the bar."""
