@@ -84,7 +84,8 @@ def check_checkpoint(
     for scheduler, state in zip(schedulers, checkpoint["lr_schedulers"], strict=False):
         # Other values would make counting SGDR's cycles endless.
         same = all(state[name] == getattr(scheduler, name) for name in ("T_0", "T_mult") if name in state)
-        if not same or not 0 <= state.get("last_epoch", 0) <= MOST_STEPS:
+        last = state.get("last_epoch", 0)
+        if not same or (isinstance(last, int | float) and not 0 <= last <= MOST_STEPS):
             raise damaged("its scheduler is not the one of this run")
 
 

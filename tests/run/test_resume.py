@@ -311,6 +311,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         lambda content: content["optimizer_states"][0]["param_groups"][0].update(betas=None),
         lambda content: content["optimizer_states"][0]["param_groups"][0].update(eps="x"),
         lambda content: content["lr_schedulers"][0].update(last_epoch="x"),
+        lambda content: content["lr_schedulers"][0].update(last_epoch=10**18),
         lambda content: content["callbacks"]["History"].update(characters="x"),
         lambda content: content["callbacks"]["History"].update(rows=[{"epoch": 1}]),
         lambda content: content["charlm_training"].update(carry=torch.zeros(7)),

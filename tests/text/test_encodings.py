@@ -74,6 +74,7 @@ def test_noise_is_no_text(seed: int) -> None:
 
 
 @pytest.mark.parametrize("damaged", [GERMAN.encode()[:20] * 9 + b"\xfc\n", ("é" * 50).encode()[:-1]])
-def test_utf_8_with_a_wrong_byte_is_not_read_as_something_else(damaged: bytes) -> None:
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_utf_8_with_a_wrong_byte_is_not_read_as_something_else(damaged: bytes, mark: bytes) -> None:
     with pytest.raises(UnicodeDecodeError):
-        find_encoding(damaged)
+        find_encoding(mark + damaged)

@@ -79,3 +79,14 @@ def test_in_a_folder_they_are_left_out_and_counted(tmp_path: Path) -> None:
     assert found.text == "A\n" and found.files is not None
     assert found.notices == (f"left out, not text: 2 pdf, 1 binary, 1 docx; the first is {tmp_path / 'b.pdf'}",)
     assert found.files.describe(2) == "1 file, 2 bytes, 2 characters, 4 left out (2 pdf, 1 binary, 1 docx)"
+
+
+def test_braces_in_a_name_are_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "notes {draft} {file}.pdf"
+    path.write_bytes(b"%PDF-1.7\n\0")
+    with pytest.raises(UsageError, match=r"pdftotext .*notes \{draft\} \{file\}\.pdf"):
+        read(str(path), "auto")
+
+
+def test_text_that_begins_like_a_magic_number_is_text() -> None:
+    assert kind_of(b"BZhome is where the heart is") is None
