@@ -119,7 +119,7 @@ def resumed(settings: Settings, job: Job) -> Plan:
     if job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
-    if opened.run.keys() != RECORD or not all(type(opened.run[name]) in kinds for name, kinds in RECORD.items()):
+    if opened.run.keys() != RECORD.keys() or not all(type(opened.run[name]) in kinds for name, kinds in RECORD.items()):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
     if opened.config.get("model") != opened.model:  # which could ask for more memory than the file has
         raise UsageError(f"{path} is damaged: its config describes another model than its weights belong to")
