@@ -139,9 +139,12 @@ def rendered(figure: Figure, format: str) -> bytes:
 
 def suit_scale(axes: Axes, ratio: float, *, from_zero: bool = False) -> None:
     """A logarithmic y axis if the values differ by more than `ratio` times, or one that begins at zero."""
+    from matplotlib.ticker import LogLocator
+
     values = [y for line in axes.lines for y in np.asarray(line.get_ydata(), dtype=float).tolist()]
     if values and min(values) > 0 and max(values) > ratio * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(3,)))  # more labels would overlap
     elif from_zero and values and max(values) > 0:
         axes.set_ylim(0, 1.15 * max(values))
 

@@ -33,7 +33,9 @@ def read_safely(path: Path) -> dict[str, Any]:
     missing, damaged or something else.
     """
     if not path.is_file():
-        raise UsageError(f"there is no checkpoint at {path}: give --checkpoint FILE, or train one with train.py")
+        raise UsageError(
+            f"there is no checkpoint at {path}: give a run folder or a .ckpt file, or train one with train.py"
+        )
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\3\4":  # PyTorch checks the start of a file, zipfile only its end

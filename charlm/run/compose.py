@@ -70,6 +70,8 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
     """
     if not CONF.is_dir():
         raise UsageError(f"there is no {CONF}: install charlm from a clone with pip install -e .")
+    if not all(isinstance(override, str) for override in overrides):
+        raise UsageError('overrides are given one by one, as in charlm.train("model=gru", "optimizer.lr=3e-3")')
     given = readable(overrides)
     if hydra := [override for override in given if override.lstrip("+~").startswith("hydra.run.")]:
         raise UsageError(f"{hydra[0]} has no effect in Python: give folder=")

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from charlm.checkpoint.storage import replace_file
+from charlm.curves import new_figure, quiet_matplotlib, rendered
 from charlm.errors import UsageError
 from charlm.run.compose import Job
 from charlm.run.experiment import new_console
@@ -86,21 +87,22 @@ def table(points: Sequence[Point]) -> bytes:
 
 def picture(result: RangeResult, title: str) -> bytes:
     """A PNG: the loss of each step and the smoothed loss over the learning rate, with the suggestion."""
-    from matplotlib.figure import Figure  # slow to import
-
     points = [point for point in result.points if math.isfinite(point.nats)]
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    with quiet_matplotlib():
+        return _drawn(points, result.suggestion, title)
+
+
+def _drawn(points: list[Point], suggestion: float | None, title: str) -> bytes:
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     rates = [point.learning_rate for point in points]
     axes.plot(rates, [point.nats for point in points], color="0.8", label="loss of each step")
     axes.plot(rates, [point.smoothed for point in points], color="C0", label="smoothed")
-    if result.suggestion is not None:
-        axes.axvline(result.suggestion, color="C3", linestyle="--", label=f"suggestion {result.suggestion:.2g}")
+    if suggestion is not None:
+        axes.axvline(suggestion, color="C3", linestyle="--", label=f"suggestion {suggestion:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats per character)", title=title)
     top = max(points[0].smoothed, *(point.smoothed for point in points))
     axes.set_ylim(min(point.nats for point in points) - 0.1, 1.2 * top)
     axes.legend()
     axes.grid(alpha=0.3)
-    png = io.BytesIO()
-    figure.savefig(png)
-    return png.getvalue()
+    return rendered(figure, "png")
