@@ -22,7 +22,7 @@ def base(text_file: Path) -> list[str]:
             "model.layers=2"]  # fmt: skip
 
 
-@given(seconds=st.lists(st.floats(0.001, 0.2), min_size=1, max_size=5))
+@given(seconds=st.lists(st.floats(0.001, 0.09), min_size=1, max_size=5))
 def test_more_threads_are_taken_only_if_they_gain_enough(seconds: list[float]) -> None:
     """Against a clock that only the step moves."""
     now, numbers = 0.0, [2**i for i in range(len(seconds))]
