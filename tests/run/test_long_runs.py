@@ -49,6 +49,9 @@ def parent(process: Path) -> int | None:
         return None
 
 
+FONTS = 6
+
+
 class Recorder(pl.Callback):
     """Records the resources that the process holds at the end of each epoch."""
 
@@ -75,7 +78,8 @@ def test_memory_stays_flat_over_the_epochs(tmp_path: Path) -> None:
     print(*held, sep="\n")
     assert len(held) == 11
     assert max(epoch.memory for epoch in held[1:]) - held[0].memory < 20
-    assert max(epoch.descriptors for epoch in held) <= held[0].descriptors + 1  # a file may be open for writing
+    # A file may be open for writing, and Matplotlib keeps the fonts of the picture open.
+    assert max(epoch.descriptors for epoch in held) <= held[0].descriptors + 1 + FONTS
     assert max(epoch.threads for epoch in held) <= held[0].threads + 1
     assert {epoch.children for epoch in held} == {1}  # wandb-core
 
