@@ -75,7 +75,7 @@ def picture(rows: Rows, name: str = "") -> bytes:
         finish(rate, rows)
         losses.grid(alpha=0.25)
         losses.label_outer()
-        write(losses.set_title(""), shortened(name, 55))
+        set_text(losses.set_title(""), shortened(name, 55))
         figure.align_ylabels()
         return rendered(figure, "png")
 
@@ -112,7 +112,7 @@ def comparison(runs: Mapping[str, Rows], format: str = "png") -> bytes:
         )
         for label, name in zip(legend.get_texts(), order, strict=False):
             lowest = best(runs[name])
-            write(label, (f"{lowest[1]:.4f}  " if lowest else "") + shortened(name, WIDEST))
+            set_text(label, (f"{lowest[1]:.4f}  " if lowest else "") + shortened(name, WIDEST))
         suit_scale(axes, 20)
         axes.set_ylabel("nats per character")
         axes.grid(alpha=0.25)
@@ -166,7 +166,7 @@ def shortened(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
-def write(label: Text, text: str) -> None:
+def set_text(label: Text, text: str) -> None:
     """Set the text of `label` as it is ($ begins no formula), in fonts that have its characters."""
     label.set_parse_math(False)
     label.set_text(text)

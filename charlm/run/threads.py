@@ -16,7 +16,7 @@ from charlm.models.network import Network
 from charlm.run.settings import TrainerOptions
 from charlm.training import random_state
 
-SECONDS = 0.5  # for the whole measurement
+SECONDS = 0.5  # for the whole measurement, or as long as one step takes
 GAIN = 1.1  # how much faster more threads must be: fewer disturb other processes less, and are disturbed less
 
 

@@ -15,7 +15,7 @@ from charlm.options import NonNegative, PositiveInt, checked
 
 
 class EarlyStopping(LightningsEarlyStopping):
-    """Stops a run after `patience` validations in a row without a new lowest loss.
+    """Stops a run after `patience` validations in a row without a new lowest loss, or at once when it is not finite.
 
     Decides right after a validation, before the checkpoints are written. `reason` says why, once it has.
     """

@@ -35,7 +35,7 @@ class LossPicture(pl.Callback):
         self._due = time.monotonic() + (0 if in_notebook() else FIRST)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw, if the last picture is long enough ago."""
+        """Draw if enough time has passed since the last picture."""
         if time.monotonic() >= self._due:
             self._draw()
 
