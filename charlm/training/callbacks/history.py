@@ -143,10 +143,24 @@ class History(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore all of it."""
-        self.rows = [{name: row[name] for name in COLUMNS} for row in state_dict["rows"]]
+        self.rows = [{name: _number(row[name]) for name in COLUMNS} for row in state_dict["rows"]]
         self.best_nats, self.characters = float(state_dict["best_nats"]), int(state_dict["characters"])
         self.training_seconds, self.fit_seconds = (
             float(state_dict["training_seconds"]),
             float(state_dict["fit_seconds"]),
         )
-        self.earlier_seconds, self._epoch = self.fit_seconds, state_dict["epoch"]
+        epoch = state_dict["epoch"]
+        total, count, seconds = epoch["logged"]
+        self._epoch = {
+            **{name: float(epoch[name]) for name in ("seconds", "trained", "learning_rate")},
+            "logged": (float(total), int(count), float(seconds)),
+            "val": {name: float(value) for name, value in epoch["val"].items() if name in VALIDATED},
+        }
+        self.earlier_seconds = self.fit_seconds
+
+
+def _number(value: Any) -> int | float | None:
+    """`value`, if it is what a row may hold, because a row is first read after hours of training."""
+    if value is not None and not isinstance(value, int | float):
+        raise TypeError(f"a row of the metrics holds {value!r}")
+    return value
