@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from charlm.checkpoint.paths import run_folder, run_name
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
-from charlm.run.suggest import readable
+from charlm.run.suggest import arguments
 
 for resolver in (run_folder, run_name):  # for hydra.run.dir
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
             print_help([argument.partition(",")[0] for argument in sys.argv[1:] if "=" in argument])
             sys.exit()
-        sys.argv[1:] = readable(sys.argv[1:])
+        sys.argv[1:] = arguments(sys.argv[1:])
         main()
         if failed_jobs:
             raise UsageError(f"these jobs did not run: {', '.join(map(str, failed_jobs))}")

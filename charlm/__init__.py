@@ -7,10 +7,12 @@ print(model.generate("for those", 300))
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from charlm.checkpoint.paths import StrPath
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ __version__ = "0.1.0"  # pyproject.toml reads it from here
 __all__ = ["UsageError", "average", "load", "lr_find", "profile", "train"]
 
 
-def load(path: str | Path | Sequence[str | Path] | None = None, trust: Iterable[str] = ()) -> LanguageModel:
-    """Open a checkpoint file or run folder (default: the newest run below the current folder).
+def load(path: StrPath | Sequence[StrPath] | None = None, trust: Iterable[str] = ()) -> LanguageModel:
+    """Open a checkpoint file, a run folder or the result of `train` (default: the newest run below the current folder).
 
     A list of them is opened as one model, their ensemble: its probabilities are the mean of theirs. `trust` names
     packages of your own that the file may take its network from.
@@ -33,12 +35,16 @@ def load(path: str | Path | Sequence[str | Path] | None = None, trust: Iterable[
     # PyTorch takes over a second to import: only where it is needed.
     from charlm.inference import combining, language_model
 
-    if path is None or isinstance(path, str | Path):
+    if path is None or isinstance(path, str | os.PathLike):
         return language_model.load(path, trust)
+    if not isinstance(path, Sequence):
+        raise UsageError(
+            f"load({path!r}): give a run folder, a .ckpt file, a Result of charlm.train, or a list of them"
+        )
     return combining.load_ensemble(path, trust)
 
 
-def average(paths: Sequence[str | Path], trust: Iterable[str] = ()) -> LanguageModel:
+def average(paths: Sequence[StrPath], trust: Iterable[str] = ()) -> LanguageModel:
     """The model whose weights are the mean of those in `paths`, checkpoints of one run such as SGDR's cycle ends."""
     from charlm.inference import combining
 

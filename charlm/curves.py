@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # half a second to import
 
 Rows = Sequence[Mapping[str, Any]]
 
-DRAWN = ("epoch", "train_nats", "val_nats", "learning_rate")  # the columns that are read
+DRAWN = ("epoch", "train_nats", "val_nats")  # the columns that are read
 TRAIN, VAL = "#8a8f98", "#0b62b5"
 DOTS = {"marker": "o", "markersize": 3}
 MARKED = 40  # with up to so many epochs, each one has a dot
@@ -54,8 +54,11 @@ def points(rows: Rows, column: str) -> tuple[list[float], list[float]]:
     return [epoch for epoch, _ in finite], [value for _, value in finite]
 
 
-def picture(rows: Rows, name: str = "") -> bytes:
-    """A PNG of one run: training and validation loss, a mark at the best epoch, and below them the learning rate."""
+def picture(rows: Rows, name: str = "", rates: Sequence[tuple[float, float]] = ()) -> bytes:
+    """A PNG of one run: training and validation loss, a mark at the best epoch, and below them the learning rate.
+
+    `rates` are points (epochs trained, learning rate).
+    """
     with quiet_matplotlib():
         figure = new_figure(7, 4.6)
         losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -67,9 +70,10 @@ def picture(rows: Rows, name: str = "") -> bytes:
             mark = f"best: {lowest[1]:.4f} in epoch {lowest[0]:g}"
             losses.plot(*lowest, "*", color="#d1495b", markersize=12, label=mark, linestyle="none")
             losses.legend(frameon=False)
-        rate.plot(*points(rows, "learning_rate"), color="#3c7d4f", drawstyle="steps-post", **dots)
-        suit_scale(losses, 20)
-        suit_scale(rate, 5, from_zero=True)
+        rate.plot(*zip(*rates, strict=True), color="#3c7d4f")
+        suit_scale(losses)
+        if highest := max((value for _, value in rates), default=0.0):
+            rate.set_ylim(0, 1.15 * highest)
         losses.set_ylabel("nats per character")
         rate.set_ylabel("learning rate")
         finish(rate, rows)
@@ -80,16 +84,17 @@ def picture(rows: Rows, name: str = "") -> bytes:
         return rendered(figure, "png")
 
 
-def comparison(runs: Mapping[str, Rows], format: str = "png") -> bytes:
+def comparison(runs: Mapping[str, Rows], settings: Mapping[str, str], format: str = "png") -> bytes:
     """A picture of several runs by name: validation loss, or training loss (dashed) for runs without validation.
 
-    The legend lists the runs from the best to the worst, at most `NAMED` of them.
+    The legend lists the runs from the best to the worst, at most `NAMED` of them, each with its `settings`.
     """
     order = sorted(runs, key=lambda name: (best(runs[name]) or (0.0, math.inf))[1])
     with quiet_matplotlib():
         from matplotlib import colormaps
 
-        height = max(4.6, 0.8 + 0.21 * (min(len(order), NAMED) + 1))
+        text_lines = sum(2 if settings.get(name) else 1 for name in order[:NAMED])
+        height = max(4.6, 0.8 + 0.21 * (text_lines + 1))
         figure = new_figure(10, height)
         axes = figure.subplots()
         lines = []
@@ -112,8 +117,9 @@ def comparison(runs: Mapping[str, Rows], format: str = "png") -> bytes:
         )
         for label, name in zip(legend.get_texts(), order, strict=False):
             lowest = best(runs[name])
-            set_text(label, (f"{lowest[1]:.4f}  " if lowest else "") + shortened(name, WIDEST))
-        suit_scale(axes, 20)
+            text = (f"{lowest[1]:.4f}  " if lowest else "") + shortened(name, WIDEST)
+            set_text(label, text + (f"\n{shortened(settings[name], WIDEST + 8)}" if settings.get(name) else ""))
+        suit_scale(axes)
         axes.set_ylabel("nats per character")
         axes.grid(alpha=0.25)
         finish(axes, [row for rows in runs.values() for row in rows])
@@ -137,16 +143,14 @@ def rendered(figure: Figure, format: str) -> bytes:
     return file.getvalue()
 
 
-def suit_scale(axes: Axes, ratio: float, *, from_zero: bool = False) -> None:
-    """A logarithmic y axis if the values differ by more than `ratio` times, or one that begins at zero."""
+def suit_scale(axes: Axes) -> None:
+    """A logarithmic y axis if the values differ by more than 20 times."""
     from matplotlib.ticker import LogLocator
 
     values = [y for line in axes.lines for y in np.asarray(line.get_ydata(), dtype=float).tolist()]
-    if values and min(values) > 0 and max(values) > ratio * min(values):
+    if values and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(LogLocator(subs=(3,)))  # more labels would overlap
-    elif from_zero and values and max(values) > 0:
-        axes.set_ylim(0, 1.15 * max(values))
 
 
 def finish(axes: Axes, rows: Rows) -> None:

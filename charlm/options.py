@@ -86,18 +86,22 @@ BRANCHES = ("int", "float", "str", "constrained-int", "constrained-float")  # ho
 
 def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionError:
     """The first problem as a sentence that starts with the option's name. `names` are those of positional arguments."""
-    detail = error.errors(include_url=False)[0]
-    place = [str(part) for part in detail["loc"]]
-    if place and isinstance(detail["loc"][0], int) and detail["loc"][0] < len(names):
-        place[0] = names[detail["loc"][0]]
+    first, *others = error.errors(include_url=False)
+    place = [str(part) for part in first["loc"]]
+    if place and isinstance(first["loc"][0], int) and first["loc"][0] < len(names):
+        place[0] = names[first["loc"][0]]
     # pydantic names the branch of a union, too: "int", "list[int]", "function-after[…]".
     name = ".".join(part for part in place if part not in BRANCHES and "[" not in part)
-    cause = detail.get("ctx", {}).get("error")  # raised by a check of our own
+    cause = first.get("ctx", {}).get("error")  # raised by a check of our own
     if isinstance(cause, OptionError):
         return cause.within(name) if name else cause
-    problem = MESSAGES.get(detail["type"])
+    problem = MESSAGES.get(first["type"])
     if problem is None:
-        return OptionError(name, f"must {detail['msg'].removeprefix('Input should ')}", detail["input"])
+        return OptionError(name, f"must {first['msg'].removeprefix('Input should ')}", first["input"])
     if not problem.startswith("must"):
         return OptionError(name, problem)
-    return OptionError(name, problem.format(**detail.get("ctx", {})), detail["input"])
+    problem = problem.format(**first.get("ctx", {}))
+    for other in others:  # as in: must be an integer, or 'auto'
+        if other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1]:
+            problem += f", or {other['ctx']['expected']}"
+    return OptionError(name, problem, first["input"])

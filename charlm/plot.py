@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from charlm.checkpoint.storage import replace_file
 from charlm.cli import exit_cleanly
 from charlm.curves import comparison, points, read_rows
@@ -22,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         description="Draw the losses of several runs in one picture. (Each run keeps a loss.png of its own.)",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="A run folder, or its metrics.csv.")
-    p.add_argument("--output", default="loss.png", metavar="FILE", help="A .png, .svg or .pdf. Default: loss.png.")
+    p.add_argument("--output", default="losses.png", metavar="FILE", help="A .png, .svg or .pdf. Default: losses.png.")
     return p
 
 
@@ -54,8 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = ["/".join(folder.parts[-2:]) for folder in tables]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in tables]
-    replace_file(output, comparison(dict(zip(names, tables.values(), strict=True)), output.suffix[1:].lower()))
+    settings = dict(zip(names, differing(list(tables)), strict=True))
+    runs = dict(zip(names, tables.values(), strict=True))
+    replace_file(output, comparison(runs, settings, output.suffix[1:].lower()))
     print(f"{output}: {len(tables)} {'run' if len(tables) == 1 else 'runs'}")
+
+
+def differing(folders: Sequence[Path]) -> list[str]:
+    """What was set on the command line of each run and not of all, as in ``schedule=linear optimizer.lr=1e-3``."""
+    given = []
+    for folder in folders:
+        try:
+            overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra/overrides.yaml"))
+        except Exception:  # missing or damaged: the curve is drawn all the same
+            overrides = None
+        given.append([str(override) for override in overrides] if isinstance(overrides, list) else [])
+    common = set(given[0]).intersection(*given)
+    return [" ".join(override for override in overrides if override not in common) for overrides in given]
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -62,12 +63,14 @@ def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def test_a_picture_has_both_losses_the_rate_and_the_best_epoch(drawn: list[Figure]) -> None:
-    curves.picture(rows(5), "a_run")
+    rates = [(0.0, 0.1), (2.5, 0.3), (5.0, 0.0)]
+    curves.picture(rows(5), "a_run", rates)
     shown = lines(drawn[0])
     assert shown["training"] == ([1, 2, 3, 4, 5], [1 + 1 / e for e in range(1, 6)])
     assert shown["validation"][1] == [row["val_nats"] for row in rows(5)]
     assert shown["best: 1.5000 in epoch 3"] == ([3], [1.5])
-    assert list(drawn[0].axes[1].lines[0].get_ydata()) == [row["learning_rate"] for row in rows(5)]
+    line = drawn[0].axes[1].lines[0]
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == rates
     assert drawn[0].axes[0].get_title() == "a_run"
 
 
@@ -86,14 +89,15 @@ def test_missing_values_are_left_out_and_the_rest_is_drawn(drawn: list[Figure]) 
     ids=["none", "one", "no validation", "nan", "no rate"],
 )
 def test_any_rows_can_be_drawn(table: list[dict[str, Any]]) -> None:
-    assert curves.picture(table).startswith(b"\x89PNG")
+    for rates in ([], [(0.0, 0.0)], [(0.0, 0.1), (1.0, 0.2)]):
+        assert curves.picture(table, rates=rates).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["日本語 مرحبا 🙂", "$x_{", "n" * 500, "two\nlines", "_hidden"])
 def test_any_name_is_shown_as_it_is(name: str, drawn: list[Figure], capfd: pytest.CaptureFixture[str]) -> None:
     """A formula or a missing glyph would raise or warn; pytest makes every warning an error."""
     data = curves.picture(rows(2), name)
-    curves.comparison({name: rows(2), "other": rows(3)})
+    curves.comparison({name: rows(2), "other": rows(3)}, {name: name})
     assert struct.unpack(">II", data[16:24]) == (770, 506)  # however long the name
     title, legend = drawn[0].axes[0].get_title(), drawn[1].axes[0].get_legend()
     assert title == curves.shortened(name, 55) and len(title) <= 55
@@ -122,19 +126,20 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
 
 def test_several_runs_are_listed_from_the_best_to_the_worst(drawn: list[Figure]) -> None:
     worse = [{**row, "val_nats": row["val_nats"] + 1} for row in rows(4)]
-    curves.comparison({"worse": worse, "_best": rows(4), "none": rows(4, train_nats=0.5, val_nats=None)})
+    curves.comparison({"worse": worse, "_best": rows(4), "none": rows(4, train_nats=0.5, val_nats=None)}, {})
     texts = [label.get_text() for label in drawn[0].axes[0].get_legend().get_texts()]
     assert texts == ["0.5000  none", "1.5000  _best", "2.5000  worse"]
 
 
 def test_a_long_list_of_runs_keeps_a_legend_that_fits(drawn: list[Figure]) -> None:
-    data = curves.comparison({f"run-{n:03}": rows(3, train_nats=float(n + 1)) for n in range(200)})
+    runs = {f"run-{n:03}": rows(3, train_nats=float(n + 1)) for n in range(200)}
+    data = curves.comparison(runs, dict.fromkeys(runs, "seed=1 " * 20))
     legend = drawn[0].axes[0].get_legend()
     assert len(drawn[0].axes[0].lines) == 200
     assert len(legend.get_texts()) == curves.NAMED
     assert "200" in legend.get_title().get_text()
     width, height = struct.unpack(">II", data[16:24])
-    assert legend.get_window_extent().height < height < 1500 and legend.get_window_extent().x1 <= width
+    assert legend.get_window_extent().height < height < 2200 and legend.get_window_extent().x1 <= width
 
 
 @pytest.fixture
@@ -142,7 +147,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The callback with a clock that is set by hand; drawing takes 0.1 s on it."""
     clock = types.SimpleNamespace(now=0.0, drawn=[])
 
-    def draw(table: list[dict[str, Any]], name: str) -> bytes:
+    def draw(table: list[dict[str, Any]], *_: object) -> bytes:
         clock.now += 0.1
         clock.drawn.append((clock.now, len(table)))
         return b"png"
@@ -225,6 +230,49 @@ def test_every_run_has_its_picture(text_file: Path, tmp_path: Path, drawn: list[
     assert np.allclose(lines(drawn[-1])["validation"][1], [row["val_nats"] for row in written])
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
+def test_the_learning_rate_is_drawn_within_an_epoch(
+    schedule: str, text_file: Path, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """Against what the optimiser used at every step, as `HeardRates` heard it."""
+    HeardRates.heard.clear()
+    run_train(
+        *(*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.run.dir={tmp_path}/run"),
+        *(f"schedule={schedule}", "+callbacks.heard._target_=tests.test_plot.HeardRates", "trainer.max_epochs=2"),
+    )
+    line = drawn[-1].axes[1].lines[0]
+    points = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    assert points.items() <= HeardRates.heard.items()
+    assert len(points) == (2 if schedule == "constant" else len(HeardRates.heard))
+    assert min(points) == 0 and 1 < max(points) < 2
+
+
+class HeardRates(pl.Callback):
+    heard: ClassVar[dict[float, float]] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        epoch = trainer.current_epoch + batch_idx / trainer.num_training_batches
+        self.heard[epoch] = trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def test_many_learning_rates_are_thinned_out() -> None:
+    callback = LossPicture(Path("loss.png"), types.SimpleNamespace(rows=[]), Store(pytest.fail))  # type: ignore[arg-type]
+    for epoch in range(1000):
+        trainer: Any = types.SimpleNamespace(
+            current_epoch=epoch,
+            num_training_batches=10,
+            optimizers=[types.SimpleNamespace(param_groups=[{"lr": epoch}])],
+        )
+        for batch in range(10):
+            callback.on_train_batch_start(trainer, trainer, None, batch)
+    assert len(callback.rates) <= picture.MOST
+    assert callback.rates[0] == (0.0, 0.0) and callback.rates[-1] == (999.9, 999.0)
+    assert callback.rates == sorted(callback.rates)
+    again = LossPicture(callback.path, callback.history, callback.store)
+    again.load_state_dict(callback.state_dict())
+    assert again.rates == callback.rates
+
+
 def test_an_own_callback_that_raises_leaves_the_picture(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run_train(
@@ -253,14 +301,30 @@ def test_the_program_draws_what_it_is_given(
     monkeypatch.chdir(tmp_path)
     main(["a/0_gru", "b/0_gru/metrics.csv", "a/1_just_begun"])
     out, err = capsys.readouterr()
-    assert out == "loss.png: 2 runs\n"
+    assert out == "losses.png: 2 runs\n"
     assert err == "left out, as no epoch has ended there: a/1_just_begun\n"
-    assert imread("loss.png").ndim == 3
+    assert imread("losses.png").ndim == 3
     names = [label.get_text().split("  ")[1] for label in drawn[0].axes[0].get_legend().get_texts()]
     assert names == ["a/0_gru", "b/0_gru"]
     for name, magic in {"curves.svg": b"<?xml", "CURVES.PDF": b"%PDF"}.items():
         main(["a/0_gru", "--output", name])
         assert Path(name).read_bytes().startswith(magic)
+
+
+def test_the_legend_says_how_the_runs_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[Figure]
+) -> None:
+    given = {"a": ["model=gru", "schedule=linear"], "b": ["model=gru", "schedule=wsd", "optimizer.lr=1e-3"], "c": None}
+    monkeypatch.chdir(tmp_path)
+    for number, (name, overrides) in enumerate(given.items()):
+        run = write_run(tmp_path / name, rows(3, val_nats=1.0 + number))
+        (run / ".hydra").mkdir()
+        (run / ".hydra/overrides.yaml").write_text("{damaged" if overrides is None else yaml.dump(overrides))
+    main(["a", "b"])
+    main(["a", "b", "c"])
+    texts = [[label.get_text() for label in figure.axes[0].get_legend().get_texts()] for figure in drawn]
+    assert texts[0] == ["1.0000  a\nschedule=linear", "2.0000  b\nschedule=wsd optimizer.lr=1e-3"]
+    assert texts[1][0] == "1.0000  a\nmodel=gru schedule=linear" and texts[1][2] == "3.0000  c"
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 from pathlib import Path
 
 from charlm.errors import UsageError
+
+StrPath = str | os.PathLike[str]
 
 
 def run_folder(resume: object, fresh: str) -> str:
@@ -71,7 +74,7 @@ def find_resume_checkpoint(resume: object) -> Path:
     return last
 
 
-def find_checkpoint(where: str | Path | None = None) -> Path:
+def find_checkpoint(where: StrPath | None = None) -> Path:
     """The checkpoint that `where` names: a file, a run folder, or None for the newest run below the current folder.
 
     In a run folder, ``best.ckpt`` is preferred to ``last.ckpt``. Raises UsageError if there is none.

@@ -99,10 +99,21 @@ class CharDataModule(pl.LightningDataModule):
 
     @classmethod
     def from_text(cls, text: str, *, seed: int = 0, **options: Any) -> Self:
-        """The batches of a text in memory; `options` are those of `DataOptions`, such as ``bptt``."""
+        """The batches of a text in memory; `options` are those of `DataOptions`, such as ``bptt``.
+
+        Batch size and bptt suit the size of the text unless `options` give them.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"a text is a str, not {type(text).__name__}: decode bytes, and read files first")
         sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         corpus = Corpus(text, "a text in memory", sha256)
-        return cls.of(corpus, DataOptions(**{"name": "text", "corpus": {}, **options}), seed)
+        return cls.of(
+            corpus, DataOptions(**{"name": "text", "corpus": {}, "batch_size": "auto", "bptt": "auto", **options}), seed
+        )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split} {size:,}" for split, size in self.sizes.items() if size)
+        return f"<{type(self).__name__}: {sizes} characters; batch size {self.batch_size}, bptt {self.bptt}>"
 
     def show_batch(self, batches: int = 2, rows: int = 3) -> str:
         """The first training batches as text: in each row, the characters read (x) and the next ones to predict (y).

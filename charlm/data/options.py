@@ -29,17 +29,7 @@ def _one_path(value: object) -> object:
     return value
 
 
-def _size(value: object) -> object:
-    if value == "auto":
-        return value
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise OptionError("", "must be an integer, or auto", value)
-    if value < 1:
-        raise OptionError("", "must be at least 1, or auto", value)
-    return value
-
-
-Size = Annotated[PositiveInt | Literal["auto"], BeforeValidator(_size)]
+Size = PositiveInt | Literal["auto"]
 Share = Annotated[int | float, BeforeValidator(_fraction_or_count)]
 
 

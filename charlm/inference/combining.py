@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from charlm.checkpoint.format import KEY, PREFIX, Checkpoint
 from charlm.checkpoint.loading import load_checkpoint
-from charlm.checkpoint.paths import find_checkpoint
+from charlm.checkpoint.paths import StrPath, find_checkpoint
 from charlm.checkpoint.safe_loading import read_safely
 from charlm.checkpoint.storage import Store
 from charlm.errors import UsageError
@@ -19,7 +21,7 @@ from charlm.inference.language_model import LanguageModel
 from charlm.models.ensemble import Ensemble
 
 
-def load_ensemble(paths: Sequence[str | Path], trust: Iterable[str] = ()) -> LanguageModel:
+def load_ensemble(paths: Sequence[StrPath], trust: Iterable[str] = ()) -> LanguageModel:
     """The model whose probabilities are the mean of those in several checkpoints.
 
     Raises UsageError where they do not read and predict the same characters.
@@ -33,7 +35,7 @@ def load_ensemble(paths: Sequence[str | Path], trust: Iterable[str] = ()) -> Lan
     return LanguageModel(network, first.vocab, first.normalisation, first.config, first.corpus)
 
 
-def average(paths: Sequence[str | Path], trust: Iterable[str] = ()) -> LanguageModel:
+def average(paths: Sequence[StrPath], trust: Iterable[str] = ()) -> LanguageModel:
     """The model whose weights are the mean of those in several checkpoints of one run, such as SGDR's cycle ends.
 
     Raises UsageError where they are not the same kind of network with the same vocabulary.
@@ -43,6 +45,12 @@ def average(paths: Sequence[str | Path], trust: Iterable[str] = ()) -> LanguageM
     for path, other in others:
         if other.model != first.model:
             raise UsageError(f"{path} has another model than {first_path}: their weights have no average")
+        if other.config.get("seed") != first.config.get("seed"):
+            warnings.warn(
+                f"{first_path} and {path} are of independent runs (their seeds differ): the average of their weights "
+                "predicts badly, an ensemble (charlm.load with a list) does not",
+                stacklevel=3,
+            )
     first.network.load_state_dict(mean_weights([checkpoint.network.state_dict() for checkpoint in opened.values()]))
     return LanguageModel(first.network, first.vocab, first.normalisation, first.config, first.corpus)
 
@@ -63,9 +71,9 @@ def serialised(content: object) -> bytes:
 COMPLETE = {"newlines": "keep", "unicode": "keep"}  # what earlier checkpoints do not say
 
 
-def open_all(paths: Sequence[str | Path], trust: Iterable[str]) -> dict[Path, Checkpoint]:
+def open_all(paths: Sequence[StrPath], trust: Iterable[str]) -> dict[Path, Checkpoint]:
     """The checkpoints, by path. Raises UsageError unless all have one vocabulary and normalisation."""
-    if isinstance(paths, str | Path) or not paths:
+    if isinstance(paths, str | os.PathLike) or not paths:
         raise UsageError("give a list of checkpoints")
     trusted = [trust] if isinstance(trust, str) else list(trust)
     opened = {path: load_checkpoint(path, trusted) for path in map(find_checkpoint, paths)}

@@ -5,10 +5,12 @@ Every text is escaped: it may come from a checkpoint that somebody else made.
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from charlm.text.characters import visible
@@ -27,6 +29,14 @@ def card(title: str, facts: Mapping[str, str], below: str = "") -> str:
         for name, value in facts.items()
     )
     return f"<div><strong>{html.escape(title)}</strong><table>{rows}</table>{below}</div>"
+
+
+def image(path: Path) -> str:
+    """The PNG at `path` as HTML; nothing if there is none."""
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
 class Score(NamedTuple):

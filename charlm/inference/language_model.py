@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from charlm.checkpoint.loading import load_checkpoint
-from charlm.checkpoint.paths import find_checkpoint
+from charlm.checkpoint.paths import StrPath, find_checkpoint
 from charlm.errors import UsageError
 from charlm.inference import scoring
 from charlm.inference.decoding import generate
@@ -25,7 +24,7 @@ from charlm.text.vocab import Vocab, normalise
 Unknown = Literal["error", "skip"]
 
 
-def load(path: str | Path | None = None, trust: Iterable[str] = ()) -> LanguageModel:
+def load(path: StrPath | None = None, trust: Iterable[str] = ()) -> LanguageModel:
     """Open a checkpoint file or run folder (default: the newest run below the current folder).
 
     `trust` names packages of your own that the checkpoint may take its network from.

@@ -12,6 +12,7 @@ from charlm.data.module import CharDataModule
 from charlm.inference.combining import average, load_ensemble, write_average
 from charlm.models.network import Network
 from charlm.run.build import build_trainer
+from charlm.run.fitting import interruptible
 from charlm.run.settings import Settings
 from charlm.training.module import CharLM
 
@@ -45,4 +46,5 @@ def validation_loss(network: Network, data: CharDataModule, settings: Settings, 
     """Nats per character, on the same batches and with the same precision as val/nats in training."""
     model = CharLM(network, optimizer=lambda parameters: None)  # type: ignore[arg-type, return-value]
     trainer = build_trainer(settings.trainer, folder.parent, [], None, validate=True)
-    return float(trainer.validate(model, datamodule=data, verbose=False)[0]["val/nats"])
+    with interruptible(trainer):
+        return float(trainer.validate(model, datamodule=data, verbose=False)[0]["val/nats"])

@@ -62,7 +62,8 @@ def adopt(network: Network, vocab: Vocab, start: Checkpoint, trust: Collection[s
                 given = given.index_select(dimension, chosen)
             weight[torch.meshgrid(*places, indexing="ij")] = given.to(weight)
     added = len(vocab) - len(common)
-    return f"{len(common)} of {len(start.vocab)} symbols kept, {added} new"
+    alien = "" if common else "; the texts have no character in common, so only the recurrent weights are kept"
+    return f"{len(common)} of {len(start.vocab)} symbols kept, {added} new{alien}"
 
 
 def rows(vocab: Vocab) -> dict[str, int]:

@@ -7,13 +7,14 @@ import io
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from charlm.checkpoint.storage import replace_file
 from charlm.curves import new_figure, quiet_matplotlib, rendered
 from charlm.errors import UsageError
+from charlm.inference.html import card, image
 from charlm.run.compose import Job
 from charlm.run.experiment import new_console
 from charlm.run.settings import Settings
@@ -29,8 +30,12 @@ class RangeResult:
     """The outcome of a range test: its points, the learning rate to try (None: no suggestion) and its folder."""
 
     suggestion: float | None
-    points: list[Point]
+    points: list[Point] = field(repr=False)
     folder: Path
+
+    def _repr_html_(self) -> str:
+        found = "none" if self.suggestion is None else f"optimizer.lr={self.suggestion:.2g}"
+        return card("Learning-rate range test", {"suggestion": found}, image(self.folder / "lr_find.png"))
 
 
 @own_threads()

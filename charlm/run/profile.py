@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
@@ -24,7 +24,7 @@ SHOWN = 15  # rows of the table
 class ProfileResult:
     """The outcome: operations by their own time, training speed without the profiler, and the folder of the trace."""
 
-    rows: list[Row]
+    rows: list[Row] = field(repr=False)
     characters_per_second: float
     folder: Path
 

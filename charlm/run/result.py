@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from charlm.inference.html import card
+from charlm.inference.html import card, image
 from charlm.inference.language_model import LanguageModel, load
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.terminal import machine
@@ -31,6 +30,10 @@ class Result:
     summary: dict[str, Any] = field(repr=False)
     trust: tuple[str, ...] = field(default=(), repr=False)  # the package that defines the network
 
+    def __fspath__(self) -> str:
+        """The folder, so that ``charlm.load(result)`` opens the model."""
+        return str(self.folder)
+
     @property
     def model(self) -> LanguageModel:
         """The model in the best checkpoint."""
@@ -42,11 +45,7 @@ class Result:
             "epochs": str(len(self.history)),
             "folder": str(self.folder),
         }
-        picture = self.folder / "loss.png"
-        if not picture.is_file():
-            return card("Result", facts)
-        data = base64.b64encode(picture.read_bytes()).decode()
-        return card("Result", facts, f'<img alt="loss curves" src="data:image/png;base64,{data}">')
+        return card("Result", facts, image(self.folder / "loss.png"))
 
 
 def best_losses(history: History, *, validated: bool) -> dict[str, float]:

@@ -22,6 +22,11 @@ from charlm.checkpoint.paths import quoted
 from charlm.errors import UsageError
 
 CONF = Path(charlm.__file__).parents[1] / "conf"
+FLAGS = (  # Hydra's: https://hydra.cc/docs/advanced/hydra-command-line-flags
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+    *("-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd"),
+)
 OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
 
 
@@ -31,11 +36,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return unreadable(error.override)
     if found := re.search(r"Ambiguous value for argument '(.*)'\n", message):
-        return f"{unreadable(found[1])}, or add -m to train once with each of several values"
-    if found := re.search(r"Could not find '(\w+)/(.*)'", message):
+        return several(found[1])
+    if found := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", message):
         group, choices = found[1], sorted(path.stem for path in (CONF / found[1]).glob("*.yaml"))
         close = difflib.get_close_matches(found[2], choices, 1)
         more = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(choices)}"
+        if set(found[2].split()) <= set(choices):  # with spaces between them
+            more = f"write '{group}=[{','.join(found[2].split())}]'"
         return f"there is no {group}={found[2]}: {more}"
     if found := re.search(r"Interpolation key '(.*)' not found", message):
         return f"${{{found[1]}}} in a value refers to an option that does not exist: write \\${{ for a plain ${{"
@@ -80,6 +87,34 @@ def _is_readable(override: str) -> bool:
     return True
 
 
+def arguments(given: Sequence[str]) -> list[str]:
+    """The command line as Hydra reads it. Raises UsageError for a flag that does not exist.
+
+    ``-m`` may stand anywhere, but Hydra's parser refuses it between overrides.
+    """
+    for argument in given:
+        flag, _, value = argument.partition("=")
+        if re.match(r"--?[a-zA-Z]", flag) and not any(known.startswith(flag) for known in FLAGS):
+            name = flag.lstrip("-")
+            example = f"{name}={value or 'VALUE'}" if name in option_names() else "model=gru"
+            raise UsageError(
+                f"there is no flag {flag}: options are written without dashes, as in {example}; "
+                "python train.py --help lists them"
+            )
+    flags = [argument for argument in given if argument in ("-m", "--multirun")]
+    return [*flags[:1], *readable([argument for argument in given if argument not in flags])]
+
+
+def several(override: str) -> str:
+    """One sentence for values that are separated by commas where one was expected."""
+    name, _, value = override.partition("=")
+    if re.fullmatch(r"-?\d+,\d+", value):
+        return f"{override} is two numbers: write {name}={value.replace(',', '.')}, or add -m to train once with each"
+    if name == "callbacks":
+        return f"{override} cannot be read: write '{name}=[{value}]', or add -m to train once with each of them"
+    return f"{unreadable(override)}, or add -m to train once with each of several values"
+
+
 def unknown(name: str) -> str:
     """One sentence for an option that the composed config does not have."""
     options = option_names()
@@ -95,6 +130,8 @@ def unreadable(override: str) -> str:
     name, equals, value = override.partition("=")
     if not equals:
         return f"{override} is not NAME=VALUE: for a text, write data=text data.path={override}"
+    if (mark := value[:1]) in ("'", '"') and value.count(mark) == 1:
+        return f"{override} cannot be read: it begins with a quote ({mark}) that has no end"
     right = f"{name}={quoted(value)}"
     shown = shlex.quote(right) if re.search(r'["$`\\]', right) else f'"{right}"'  # easier to read in double quotes
     return f"{override} cannot be read: quote the value, as in {shown}"

@@ -79,6 +79,8 @@ class Vocab:
     @classmethod
     def build(cls, text: str, *, min_freq: int = 1, pad: bool = False, unk: bool = False) -> Vocab:
         """A vocabulary of the characters that occur at least `min_freq` times in `text`."""
+        if not text:
+            raise UsageError("the text is empty")
         counts = np.bincount(code_points(text))
         kept = np.flatnonzero(counts >= max(min_freq, 1)).astype("<u4")
         if kept.size == 0:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from charlm.checkpoint.format import KEY, PROGRESS, TRAINING, read_progress
 from charlm.data.batch import IGNORE, Batch
+from charlm.data.module import CharDataModule
 from charlm.errors import UsageError
 from charlm.models.network import Network
 from charlm.models.state import State, detach, map_state, where_rows
@@ -156,10 +157,13 @@ class CharLM(pl.LightningModule):
         return nats
 
     def on_fit_start(self) -> None:
-        """Make the entry of checkpoints, if there is none."""
+        """Make the entry of checkpoints, if there is none. Raises UsageError for a network with too few symbols."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CharDataModule):
+            resuming.check_symbols(self.network, data)
         if self._entry is None:
             try:
-                self._entry = resuming.make_entry(self.network, getattr(self.trainer, "datamodule", None))
+                self._entry = resuming.make_entry(self.network, data)
             except UsageError as error:
                 if self.trainer.checkpoint_callbacks:
                     rank_zero_warn(f"charlm.load will not open the checkpoints of this training: {error}")

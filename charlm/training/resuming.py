@@ -19,6 +19,7 @@ from charlm.data.module import CharDataModule
 from charlm.errors import UsageError
 from charlm.models.network import Network
 from charlm.models.state import State
+from charlm.models.windowed import Windowed
 from charlm.training import random_state
 from charlm.training.metrics import MeanPerCharacter
 
@@ -40,6 +41,18 @@ def make_entry(network: Network, data: object) -> dict[str, Any]:
         rebuild(spec, len(data.vocab), weights, sys.maxsize, [package_of(spec["_target_"])])
     corpus = {"name": data.options.name, "source": data.text.source, "sha256": data.text.sha256}
     return pack(spec, data.vocab, data.normalisation, {}, corpus)
+
+
+def check_symbols(network: Network, data: CharDataModule) -> None:
+    """Raise UsageError if `network` was built for fewer symbols than the text in `data` has."""
+    family = network.network if isinstance(network, Windowed) else network
+    arguments, options = family.built_with
+    size = options.get("vocab_size", next(iter(arguments), None))
+    if type(size) is int and size < len(data.vocab):
+        raise UsageError(
+            f"the network is built for {size} symbols, but the text has {len(data.vocab)}: build it with "
+            f"vocab_size=len(data.vocab)"
+        )
 
 
 def training_state(carry: State | None, means: Mapping[str, MeanPerCharacter]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_what_depends_on_bptt_is_checked_once_it_is_chosen() -> None:
 @pytest.mark.parametrize("name", ["batch_size", "bptt"])
 @pytest.mark.parametrize("value", ["Auto", "8", 0, 1.5, True, None])
 def test_anything_but_auto_or_a_number_is_refused(name: str, value: object) -> None:
-    with pytest.raises(OptionError, match=rf"^{name}=.* must be (an integer|at least 1), or auto$"):
+    with pytest.raises(OptionError, match=rf"^{name}=.* must be (an integer|at least 1), or 'auto'$"):
         options(**{name: value})
 
 

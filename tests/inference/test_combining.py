@@ -88,11 +88,18 @@ def test_rows_can_be_selected(x_BT: Tensor) -> None:
     torch.testing.assert_close(ensemble(x_BT[rows, 6:], select_rows(state, rows)).logits, expected)
 
 
-def save(path: Path, seed: int, chars: str = CHARS, spec: dict[str, Any] = SPEC, lowercase: bool = False) -> Path:
+def save(
+    path: Path,
+    seed: int,
+    chars: str = CHARS,
+    spec: dict[str, Any] = SPEC,
+    lowercase: bool = False,
+    config: dict[str, Any] | None = None,
+) -> Path:
     torch.manual_seed(seed)
     vocab = Vocab(chars)
     weights = {f"network.{name}": w for name, w in build_network(spec, len(vocab)).state_dict().items()}
-    torch.save({"charlm": pack(spec, vocab, {"lowercase": lowercase}, {}, {}), "state_dict": weights}, path)
+    torch.save({"charlm": pack(spec, vocab, {"lowercase": lowercase}, config or {}, {}), "state_dict": weights}, path)
     return path
 
 
@@ -102,6 +109,13 @@ def test_the_average_is_that_of_every_weight(tmp_path: Path) -> None:
     for name, weight in charlm.average(paths).network.state_dict().items():
         expected = np.mean([state[f"network.{name}"].double().numpy() for state in states], 0)
         np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_an_average_of_independent_runs_warns(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{seed}.ckpt", seed, config={"seed": seed}) for seed in range(2)]
+    with pytest.warns(UserWarning, match=r"0\.ckpt and .*1\.ckpt are of independent runs"):
+        charlm.average(paths)
+    charlm.average([paths[0], paths[0]])
 
 
 def test_an_ensemble_is_opened_with_a_list(tmp_path: Path) -> None:

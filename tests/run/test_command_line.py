@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import charlm
-from charlm.run.suggest import readable
+from charlm.run.suggest import FLAGS, arguments, readable
 from tests.helpers import SMALL
 from tests.programs import environment, program
 
@@ -64,6 +64,34 @@ def test_no_words_from_inside_the_parser(override: str, words: list[str], tmp_pa
     assert done.is_refusal(*words)
     for word in ("full_key", "object_type", "token", "mismatched", "Error executing"):
         assert word not in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["optimizer.lr=0,001"], ["is two numbers: write optimizer.lr=0.001,", "add -m"]),
+        (["callbacks=ema,early_stopping"], ["write 'callbacks=[ema,early_stopping]'"]),
+        (["callbacks=[ema early_stopping]"], ["write 'callbacks=[ema,early_stopping]'"]),
+        (["callbacks=[ema,foo]"], ["there is no callbacks=foo: choose one of"]),
+        (["callbacks=[emma]"], ["there is no callbacks=emma: did you mean ema?"]),
+        (["trainer.threads=many"], ["trainer.threads='many' must be an integer, or 'auto'"]),
+        (["data.bptt=0"], ["data.bptt=0 must be at least 1, or 'auto'"]),
+        (["data.path='a.txt"], ["begins with a quote (') that has no end"]),
+        (["-help"], ["there is no flag -help", "as in model=gru", "--help"]),
+        (["--foo"], ["there is no flag --foo", "--help"]),
+        (["--optimizer.lr=3"], ["there is no flag --optimizer.lr", "as in optimizer.lr=3"]),
+    ],
+)
+def test_the_advice_is_what_was_meant(given: list[str], words: list[str], tmp_path: Path) -> None:
+    done = program("train.py", *given, env=environment(tmp_path))
+    assert done.is_refusal(*words)
+
+
+def test_hydras_own_flags_are_known() -> None:
+    from hydra._internal.utils import get_args_parser
+
+    assert set(FLAGS) == set(get_args_parser()._option_string_actions)
+    assert arguments(["a=1", "-m", "b=-1", "--cfg=job"]) == ["-m", "a=1", "b=-1", "--cfg=job"]
 
 
 @pytest.mark.parametrize(

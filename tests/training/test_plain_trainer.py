@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 import charlm
 from charlm.checkpoint.building import build_network, specify
 from charlm.data.module import CharDataModule
+from charlm.data.sizes import rung
 from charlm.models.network import Network
 from charlm.models.recurrent import GRU, LSTM, RNN
 from charlm.models.windowed import Windowed
@@ -111,6 +112,28 @@ def test_what_cannot_be_described_trains_and_says_so_at_the_start(
         module, saver = fitted(tmp_path, build(len(set(text))), text)
     with pytest.raises(charlm.UsageError, match="can be resumed, but not opened: .* says how to build"):
         charlm.load(saver.last_model_path)
+
+
+def test_a_network_with_too_few_symbols_is_refused_at_the_start(tmp_path: Path, text: str) -> None:
+    size = len(set(text))
+    for network in (GRU(size - 1, 8, 16), Windowed(GRU(vocab_size=size - 1, hidden_size=16), 8)):
+        with pytest.raises(charlm.UsageError, match=f"is built for {size - 1} symbols, but the text has {size}"):
+            fitted(tmp_path, network, text)
+
+
+def test_a_text_in_memory_chooses_its_sizes(text: str) -> None:
+    data = CharDataModule.from_text(text * 40)
+    assert (data.batch_size, data.bptt) == rung(data.characters)[:2] and data.chosen == {"batch_size", "bptt"}
+    assert repr(data) == (
+        f"<CharDataModule: train {data.sizes['train']:,}, val {data.sizes['val']:,} characters; "
+        f"batch size {data.batch_size}, bptt {data.bptt}>"
+    )
+
+
+@pytest.mark.parametrize(("given", "why"), [("", "the text is empty"), (b"abc", "a text is a str, not bytes")])
+def test_what_is_no_text_is_refused(given: Any, why: str) -> None:
+    with pytest.raises(charlm.UsageError, match=why):
+        CharDataModule.from_text(given)
 
 
 def test_describing_the_network_does_not_change_the_training(tmp_path: Path, text: str) -> None:

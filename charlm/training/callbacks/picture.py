@@ -12,19 +12,23 @@ import pytorch_lightning as pl
 from charlm.checkpoint.storage import Store
 from charlm.curves import picture
 from charlm.training.callbacks.history import History
+from charlm.training.parameter_groups import current_lr
 
 SHARE = 0.05  # of the time may go into drawing, besides the last picture
+RATES, MOST = 40, 2000  # learning rates noted in an epoch, and in all
 FIRST = 5  # seconds before the first picture
 
 
 class LossPicture(pl.Callback):
     """Draws the epochs in `history` to `path` after an epoch, as often as `SHARE` allows, and when training ends.
 
+    `rates` has the learning rate some times an epoch, as (epochs trained, learning rate); it is kept in checkpoints.
     In a notebook, the picture is also shown below the cell, and kept up to date there.
     """
 
     def __init__(self, path: Path, history: History, store: Store) -> None:
         self.path, self.history, self.store = path, history, store
+        self.rates: list[tuple[float, float]] = []
         self._drawn = 0  # epochs in the picture
         self._display: Any = None
         self._failed = False
@@ -33,6 +37,20 @@ class LossPicture(pl.Callback):
         """Wait a little, because the first picture takes longer: it loads Matplotlib."""
         self._drawn = len(self.history.rows)  # of a resumed run
         self._due = time.monotonic() + (0 if in_notebook() else FIRST)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate of the coming step, some times an epoch."""
+        batches = trainer.num_training_batches
+        if batch_idx % max(1, int(batches) // RATES):
+            return
+        point = (trainer.current_epoch + batch_idx / batches, current_lr(trainer.optimizers[0]))
+        if [rate for _, rate in self.rates[-2:]] == 2 * [point[1]]:  # a constant rate needs only its two ends
+            del self.rates[-1]
+        self.rates.append(point)
+        if len(self.rates) > MOST:
+            del self.rates[1:-1:2]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw if enough time has passed since the last picture."""
@@ -48,10 +66,18 @@ class LossPicture(pl.Callback):
         """Draw before the program ends."""
         self.on_train_end(trainer, pl_module)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The learning rates so far."""
+        return {"rates": list(self.rates)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self.rates = [(float(epoch), float(rate)) for epoch, rate in state_dict["rates"]]
+
     def _draw(self) -> None:
         started = time.monotonic()
         try:
-            png = picture(self.history.rows, self.path.parent.name)
+            png = picture(self.history.rows, self.path.parent.name, self.rates)
             self.store.write(self.path, png)
             self._show(png)
         except Exception as error:  # a missing picture must not stop the run
