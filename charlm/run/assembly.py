@@ -49,6 +49,12 @@ def build(plan: Plan) -> Built:
     if plan.start is not None:
         header["start"] = f"{settings.init_from}: {adopt(network, data.vocab, plan.start, trust)}"
     steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
+    limit, planned = settings.trainer.max_steps, epochs * steps
+    if limit and limit < planned and settings.schedule.scheduler is not None:
+        data.notices.append(
+            f"trainer.max_steps={limit} ends this run early: the scheduler is planned for the {planned:,} steps of "
+            f"trainer.max_epochs={epochs}"
+        )
     changed = {
         "schedule": fill_in_lengths(settings.schedule, epochs, steps),
         "trainer": choose_threads(settings.trainer, network, data),

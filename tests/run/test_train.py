@@ -149,6 +149,15 @@ def test_losses_are_exact_in_half_precision(base: tuple[str, ...], text: str, tm
     assert loss == pytest.approx(charlm.load(tmp_path / "run").score(text[1800:]), rel=0.02)
 
 
+def test_a_scheduler_that_max_steps_cuts_short_is_announced(
+    base: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "trainer.max_steps=3 ends this run early: the scheduler is planned for"
+    for schedule, announced in {"linear": True, "constant": False}.items():
+        run_train(*base, "trainer.max_steps=3", f"schedule={schedule}", f"hydra.run.dir={tmp_path}/{schedule}")
+        assert (words in " ".join(capsys.readouterr().out.split())) == announced
+
+
 def test_accumulation_logs_each_step_once(base: tuple[str, ...], tmp_path: Path) -> None:
     run_train(*base, "logger=csv", "trainer.log_every_n_steps=1", "trainer.accumulate_grad_batches=2")
     with (tmp_path / "run/csv/metrics.csv").open() as file:
