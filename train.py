@@ -10,12 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from charlm.checkpoint.paths import run_folder, run_name
+from charlm.checkpoint.paths import model_name, run_folder, run_name
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
 from charlm.run.suggest import arguments
 
-for resolver in (run_folder, run_name):  # for hydra.run.dir
+for resolver in (run_folder, run_name, model_name):  # for hydra.run.dir
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 failed_jobs: list[int] = []  # of a multirun
 
@@ -26,17 +26,19 @@ def main(config: DictConfig) -> float:
 
     In a multirun a job that fails reports its error and counts as infinitely bad; the others run.
     """
-    with quick_imports():  # only when there is work to do
-        from charlm.run.compose import job_from_hydra
-        from charlm.run.tasks import perform
-
     try:
+        with quick_imports():  # only when there is work to do
+            from charlm.run.compose import job_from_hydra
+            from charlm.run.tasks import perform
+
         return perform(*job_from_hydra(config))
-    except UsageError as error:
+    except (UsageError, KeyboardInterrupt) as error:
         job = HydraConfig.get()
         if config.resume is None:
             with suppress(OSError):  # leave no empty folder behind
                 Path(job.runtime.output_dir).rmdir()
+        if isinstance(error, KeyboardInterrupt):
+            raise
         if job.mode != RunMode.MULTIRUN:
             fail(str(error))
         print(f"error: job {job.job.num} ({' '.join(job.overrides.task)}): {error}", file=sys.stderr)

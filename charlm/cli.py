@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import difflib
 import errno
 import gc
 import io
 import os
+import re
+import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,10 +44,27 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 def end(message: str, status: int) -> NoReturn:
     """Print a line to stderr and exit."""
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C while Python exits prints a traceback
     if len(message) > LONGEST:  # it quotes a very long value
         message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
     print(message, file=sys.stderr)
     raise SystemExit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError, with the nearest option or the likely one for what is not an option."""
+        if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            first = found[1].split()[0]
+            close = difflib.get_close_matches(first.partition("=")[0], self._option_string_actions, 1, cutoff=0.75)
+            if close and first.startswith("-"):
+                raise UsageError(f"there is no option {first}: did you mean {close[0]}?")
+            if not first.startswith("-") and "--prompt" in self._option_string_actions:
+                raise UsageError(f"for a text to continue, write --prompt {shlex.quote(found[1])}")
+            raise UsageError(f"there is no option {first}: --help lists them")
+        raise UsageError(f"{message.removeprefix('argument ')}; --help lists the options")
 
 
 @contextmanager

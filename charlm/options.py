@@ -72,7 +72,7 @@ MESSAGES = {
     "model_type": "must be a section of options",
     "model_attributes_type": "must be a section of options",
     "dict_type": "must be a section of options",
-    "list_type": "must be a list",
+    "list_type": "must be a list, such as [1,2]",
     "literal_error": "must be {expected}",
     "greater_than": "must be more than {gt:.15g}",
     "greater_than_equal": "must be at least {ge:.15g}",
@@ -101,7 +101,8 @@ def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionErr
     if not problem.startswith("must"):
         return OptionError(name, problem)
     problem = problem.format(**first.get("ctx", {}))
-    for other in others:  # as in: must be an integer, or 'auto'
-        if other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1]:
-            problem += f", or {other['ctx']['expected']}"
+    for other in others:  # of a union, as in: must be an integer, or 'auto'
+        more = MESSAGES.get(other["type"], "").format(**other.get("ctx", {})).removeprefix("must be ")
+        if more and more not in problem and other["loc"][:-1] == first["loc"][:-1]:
+            problem += f", or {more}"
     return OptionError(name, problem, first["input"])

@@ -93,7 +93,7 @@ def test_any_rows_can_be_drawn(table: list[dict[str, Any]]) -> None:
         assert curves.picture(table, rates=rates).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["日本語 مرحبا 🙂", "$x_{", "n" * 500, "two\nlines", "_hidden"])
+@pytest.mark.parametrize("name", ["日本語 مرحبا 🙂", "$x_{", "n" * 500, "two\nlines", "_hidden", "b\udcc3\udcbc.txt"])
 def test_any_name_is_shown_as_it_is(name: str, drawn: list[Figure], capfd: pytest.CaptureFixture[str]) -> None:
     """A formula or a missing glyph would raise or warn; pytest makes every warning an error."""
     data = curves.picture(rows(2), name)
@@ -128,7 +128,7 @@ def test_several_runs_are_listed_from_the_best_to_the_worst(drawn: list[Figure])
     worse = [{**row, "val_nats": row["val_nats"] + 1} for row in rows(4)]
     curves.comparison({"worse": worse, "_best": rows(4), "none": rows(4, train_nats=0.5, val_nats=None)}, {})
     texts = [label.get_text() for label in drawn[0].axes[0].get_legend().get_texts()]
-    assert texts == ["0.5000  none", "1.5000  _best", "2.5000  worse"]
+    assert texts == ["1.5000  _best", "2.5000  worse", "0.5000  none  (training loss)"]
 
 
 def test_a_long_list_of_runs_keeps_a_legend_that_fits(drawn: list[Figure]) -> None:

@@ -119,6 +119,11 @@ def resumed(settings: Settings, job: Job) -> Plan:
     if job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
+    if not opened.run:
+        raise UsageError(
+            f"{path} was not written by train.py: resume it with trainer.fit(…, ckpt_path=…) of your own Trainer, or "
+            f"start a new run from its weights with init_from={path}"
+        )
     if opened.run.keys() != RECORD.keys() or not all(type(opened.run[name]) in kinds for name, kinds in RECORD.items()):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
     if opened.config.get("model") != opened.model:  # which could ask for more memory than the file has
@@ -187,5 +192,11 @@ def change(
         )
     made_for = scheduler.get("epochs")
     if made_for not in (None, epochs):
-        notices.append(f"the scheduler was made for {made_for} epochs: after them the learning rate stays constant")
+        after = "the learning rate stays constant"
+        if scheduler.get("eta_min", 1) == 0 or "final_div_factor" in scheduler:
+            after = (
+                "the learning rate stays at its end, which is zero or nearly so, and nothing more is learned; to train "
+                "on, start a new run with init_from and a scheduler of its own"
+            )
+        notices.append(f"the scheduler was made for {made_for} epochs: after them {after}")
     return result, notices

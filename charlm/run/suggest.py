@@ -39,6 +39,8 @@ def explain(error: BaseException) -> str | None:
         return several(found[1])
     if found := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", message):
         group, choices = found[1], sorted(path.stem for path in (CONF / found[1]).glob("*.yaml"))
+        if group == "data" and Path(found[2]).exists():
+            return f"data={found[2]}: for your own text, write data=text data.path={found[2]}"
         close = difflib.get_close_matches(found[2], choices, 1)
         more = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(choices)}"
         if set(found[2].split()) <= set(choices):  # with spaces between them
@@ -49,6 +51,9 @@ def explain(error: BaseException) -> str | None:
     if found := re.search(r"An item is already at '([^']+)'", message):
         return f"{found[1]} is set in conf/: leave out the +"
     if found := re.search(r"Could not override '([^']+)'", message):
+        if (CONF / found[1]).is_dir():  # a section: the name that does not exist is within the value
+            section = found[1]
+            return f"{section}={{…}} has an option that is not set in conf/: write +{section}.NAME=VALUE for it"
         return unknown(found[1])
     return None
 
@@ -110,6 +115,8 @@ def several(override: str) -> str:
     name, _, value = override.partition("=")
     if re.fullmatch(r"-?\d+,\d+", value):
         return f"{override} is two numbers: write {name}={value.replace(',', '.')}, or add -m to train once with each"
+    if name in ("model", "data", "optimizer", "schedule", "trainer", "logger", "experiment"):
+        return f"{override} names several: choose one, or add -m to train once with each"
     if name == "callbacks":
         return f"{override} cannot be read: write '{name}=[{value}]', or add -m to train once with each of them"
     return f"{unreadable(override)}, or add -m to train once with each of several values"
@@ -117,10 +124,11 @@ def several(override: str) -> str:
 
 def unknown(name: str) -> str:
     """One sentence for an option that the composed config does not have."""
-    options = option_names()
-    if name in options:
-        return f"{name} is not set by the chosen configs: {options[name]} sets it, or write +{name}=VALUE"
-    if nearest(name) is None and name.startswith(tuple(f"{section}." for section in OPEN)):
+    if where := [choice for choice in option_names().get(name, []) if choice]:
+        sets = "sets it" if len(where) == 1 else "set it"
+        return f"{name} is not set by the chosen configs: {', '.join(where)} {sets}, or write +{name}=VALUE"
+    section = next((section for section in OPEN if name.startswith(f"{section}.")), None)
+    if section is not None and not (nearest(name) or "").startswith(f"{section}."):
         return f"{name} is not set in conf/: write +{name}=VALUE to add it"
     return f"{name} is not an option{did_you_mean(name)}"
 
@@ -129,7 +137,12 @@ def unreadable(override: str) -> str:
     """One sentence for an override that Hydra cannot parse."""
     name, equals, value = override.partition("=")
     if not equals:
-        return f"{override} is not NAME=VALUE: for a text, write data=text data.path={override}"
+        if override in option_names():
+            return f"{override} is not NAME=VALUE: write {override}=VALUE, without a space"
+        return (
+            f"{override} is not NAME=VALUE: for a text, write data=text data.path={override}; a path with spaces needs "
+            f"quotes, as in 'data.path=my texts/'"
+        )
     if (mark := value[:1]) in ("'", '"') and value.count(mark) == 1:
         return f"{override} cannot be read: it begins with a quote ({mark}) that has no end"
     right = f"{name}={quoted(value)}"
@@ -144,26 +157,29 @@ def did_you_mean(name: str) -> str:
 
 
 def nearest(name: str) -> str | None:
-    """An option like `name`: in the same section, or else of the same or a similar name elsewhere."""
+    """An option like `name`: in the same section, in one of a similar name, or else of a similar name anywhere."""
     options = sorted(option_names(), key=lambda option: option.count("."))
     section, _, leaf = name.rpartition(".")
     siblings = {option.rpartition(".")[2]: option for option in options if option.rpartition(".")[0] == section}
     anywhere = {option.rpartition(".")[2]: option for option in reversed(options)}  # the shortest name wins
-    for leaves in (siblings, anywhere):
-        if close := difflib.get_close_matches(leaf, leaves, 1):
-            return leaves[close[0]]
+    if close := difflib.get_close_matches(leaf, siblings, 1):
+        return siblings[close[0]]
+    if section and not siblings and (close := difflib.get_close_matches(name, options, 1, cutoff=0.85)):
+        return close[0]
+    if close := difflib.get_close_matches(leaf, anywhere, 1):
+        return anywhere[close[0]]
     return None
 
 
 @cache
-def option_names() -> dict[str, str]:
-    """The full name of every option in ``conf/``, each with the choice that sets it, such as ``data=text``."""
-    names = {path.name: "" for path in CONF.iterdir() if path.is_dir()}
+def option_names() -> dict[str, list[str]]:
+    """The full name of every option in ``conf/``, each with the choices that set it, such as ``data=text``."""
+    names: dict[str, list[str]] = {path.name: [""] for path in CONF.iterdir() if path.is_dir()}
     for path in sorted(CONF.glob("**/*.yaml")):
         group = "" if path.parent == CONF else path.parent.name
         if group != "experiment":
             for name in _names(OmegaConf.to_container(OmegaConf.load(path)), f"{group}." if group else ""):
-                names.setdefault(name, f"{group}={path.stem}")
+                names.setdefault(name, []).append(f"{group}={path.stem}" if group else "")
     return names
 
 

@@ -79,6 +79,22 @@ def test_no_words_from_inside_the_parser(override: str, words: list[str], tmp_pa
         (["data.path='a.txt"], ["begins with a quote (') that has no end"]),
         (["-help"], ["there is no flag -help", "as in model=gru", "--help"]),
         (["--foo"], ["there is no flag --foo", "--help"]),
+        (["model=rnn,gru"], ["names several: choose one, or add -m"]),
+        (["data.path", "a.txt"], ["data.path is not NAME=VALUE: write data.path=VALUE, without a space"]),
+        (["data=text", "data.path=my", "texts"], ["texts is not NAME=VALUE", "'data.path=my texts/'"]),
+        (["data=pyproject.toml"], ["for your own text, write data=text data.path=pyproject.toml"]),
+        (["init_from="], ["init_from= is empty: give a run's folder, or a .ckpt file"]),
+        (["parameter_groups.recurent.lr=1"], ["did you mean parameter_groups.recurrent.lr?"]),
+        (["parameter_groups.rekurrent.frozen=true"], ["did you mean parameter_groups.recurrent.frozen?"]),
+        (["model.size=3"], ["model.size is not set in conf/: write +model.size=VALUE to add it"]),
+        (
+            ["optimizer={lr: 1, nesterov: true}"],
+            ["has an option that is not set", "+optimizer.NAME=VALUE"],
+        ),
+        (["schedule=constant", "schedule.scheduler.eta_min=0"], ["schedule=cosine, schedule=linear, "]),
+        (["trainer.max_time=1h"], ["trainer.max_time='1h' must be DAYS:HOURS:MINUTES:SECONDS, as in 00:08:00:00"]),
+        (["trainer.limit_val_batches=1.5"], ["must be an integer, or at most 1"]),
+        (["data=text", "data.paths=a.txt"], ["data.paths='a.txt' must be a list, such as"]),
         (["--optimizer.lr=3"], ["there is no flag --optimizer.lr", "as in optimizer.lr=3"]),
     ],
 )
@@ -92,6 +108,13 @@ def test_hydras_own_flags_are_known() -> None:
 
     assert set(FLAGS) == set(get_args_parser()._option_string_actions)
     assert arguments(["a=1", "-m", "b=-1", "--cfg=job"]) == ["-m", "a=1", "b=-1", "--cfg=job"]
+
+
+def test_flags_mean_nothing_in_python(tmp_path: Path) -> None:
+    with pytest.raises(charlm.UsageError, match="-m is for the command line: in Python, give overrides such as"):
+        charlm.train("-m", "model=gru", folder=tmp_path / "run")
+    with pytest.raises(charlm.UsageError, match="choose one, or call it for each of them to train once with each"):
+        charlm.train("model=rnn,gru", folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 import charlm
 from charlm.run.instantiate import instantiate
 from tests.helpers import ROOT, SMALL, run_train, summary, wandb_records
+from tests.programs import environment
 
 SUMMARY_KEYS = {
     "best_val_nats",
@@ -156,6 +157,57 @@ def test_a_scheduler_that_max_steps_cuts_short_is_announced(
     for schedule, announced in {"linear": True, "constant": False}.items():
         run_train(*base, "trainer.max_steps=3", f"schedule={schedule}", f"hydra.run.dir={tmp_path}/{schedule}")
         assert (words in " ".join(capsys.readouterr().out.split())) == announced
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(text_file: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", "trainer.max_epochs=1"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), f"seed={seed}", *options],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+        )
+        for seed in range(3)
+    ]
+    assert [process.wait(100) for process in processes] == [0, 0, 0]
+    assert sorted(summary(run)["seed"] for run in (tmp_path / "runs").iterdir()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seconds", [0.7, 1.5])
+def test_an_interrupt_before_training_leaves_no_folder(seconds: float, text_file: Path, tmp_path: Path) -> None:
+    """While the program composes its config, and while it loads PyTorch."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *SMALL, "data=text", f"data.path={text_file}"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    if process.returncode == 130 and "resume" not in err:  # on a quick machine, it may train by now
+        assert list(tmp_path.glob("runs/*")) == [] and "Traceback" not in err, (out, err)
+
+
+def test_an_own_class_names_its_run(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", "trainer.max_epochs=1"]
+    run_train(*options, "model._target_=charlm.models.recurrent.LSTM")
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.endswith("_LSTM_text") and summary(run)["model"] == "LSTM"
+
+
+def test_a_loss_is_best_among_those_of_its_kind(
+    base: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An epoch without validation is not compared with one that has it."""
+    run_train(*base, "trainer.check_val_every_n_epoch=2", f"hydra.run.dir={tmp_path}/run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.endswith("best") for line in lines] == [False, True]
 
 
 def test_accumulation_logs_each_step_once(base: tuple[str, ...], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from charlm.models.network import Network
 from charlm.models.recurrent import GRU, LSTM, RNN
 from charlm.models.windowed import Windowed
 from charlm.training.module import CharLM
-from tests.helpers import MODELS, model_spec, trainer
+from tests.helpers import MODELS, model_spec, run_train, trainer
 
 
 class Mine(GRU):
@@ -87,6 +87,16 @@ def test_it_resumes_and_the_loss_is_that_of_the_weights(tmp_path: Path, text: st
     assert charlm.load(first).progress.keys() == {"epoch", "val_nats"}
     nats = loop.callback_metrics["train/nats"].item()  # the second epoch has no validation
     assert charlm.load(tmp_path / "more.ckpt").progress == {"epoch": 2, "train_nats": pytest.approx(nats)}
+
+
+def test_train_py_says_how_its_checkpoint_is_resumed(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = fitted(tmp_path / "checkpoints", GRU(len(set(text)), 8, 16), text)[1]
+    with pytest.raises(SystemExit):
+        run_train(f"resume={saver.last_model_path}")
+    err = capsys.readouterr().err
+    assert "was not written by train.py: resume it with trainer.fit(…, ckpt_path=…)" in err and "init_from=" in err
 
 
 def test_without_validation_the_training_loss_is_kept(tmp_path: Path, text: str) -> None:
