@@ -45,7 +45,7 @@ def build(plan: Plan) -> Built:
     epochs = settings.trainer.max_epochs
     assert isinstance(epochs, int)
     trust = None if plan.checkpoint is None else ()  # what the user typed is trusted, what a file says is not
-    network = build_checked_network(settings.model, data, trust)
+    network = build_checked_network(settings.model, data, trust, plan.parallel)
     if plan.start is not None:
         header["start"] = f"{settings.init_from}: {adopt(network, data.vocab, plan.start, trust)}"
     steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))

@@ -105,12 +105,14 @@ def build_model(
     return model
 
 
-def build_checked_network(spec: dict[str, Any], data: CharDataModule, trust: Iterable[str] | None) -> Network:
+def build_checked_network(
+    spec: dict[str, Any], data: CharDataModule, trust: Iterable[str] | None, parallel: int = 1
+) -> Network:
     """The network of `spec`. Raises UsageError if it does not fit in memory, or not the batches of `data`.
 
-    `trust` is that of `build_network`.
+    `trust` is that of `build_network`; the memory is shared by so many as `parallel` runs.
     """
-    check_size(spec, len(data.vocab), trust)
+    check_size(spec, len(data.vocab), trust, parallel)
     network = build_network(spec, len(data.vocab), trust)
     if network.window and (data.mode, data.bptt) != ("windows", network.window):
         raise UsageError(
@@ -135,7 +137,7 @@ def fill_in_lengths(schedule: ScheduleOptions, epochs: int, steps_per_epoch: int
     return schedule.model_copy(update={"scheduler": schedule.scheduler | missing})
 
 
-def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | None = ()) -> None:
+def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | None = (), parallel: int = 1) -> None:
     """Raise UsageError for a network that does not fit in memory, before allocating any."""
     try:
         with torch.device("meta"), at_most(MOST_TENSORS, "are allowed"), torch.random.fork_rng(devices=[]):
@@ -144,11 +146,12 @@ def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | Non
         if "meta" in str(error):  # its constructor reads a tensor, which has no values there
             return
         raise
-    needed, available = 8 * count, memory()  # weights and gradients, four bytes each
+    needed, available = 8 * count, memory() / parallel  # weights and gradients, four bytes each
     if needed > available:
+        each, fewer = (f" for each of {parallel} jobs", ", or hydra.launcher.n_jobs") if parallel > 1 else ("", "")
         raise UsageError(
             f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, but there are only "
-            f"{available / 1e9:,.1f} GB: lower model.hidden_size, model.embedding_size or model.layers"
+            f"{available / 1e9:,.1f} GB{each}: lower model.hidden_size, model.embedding_size or model.layers{fewer}"
         )
 
 

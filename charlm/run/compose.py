@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,15 +28,21 @@ FALLBACK = "python_docs"  # the corpus that needs no download
 class Job:
     """What defines a run besides its settings: its folder and how it was started.
 
-    `number` and `sweep` identify a job of a multirun. `substitute` composes the settings with a corpus that needs no
-    download; it is None if the user or an experiment names the corpus.
+    `number` and `sweep`, a folder, identify a job of a multirun, of which so many as `parallel` run at once on this
+    machine. `report` is told how far the run is, and `stopping` is asked whether it shall stop; `signals` says whether
+    the run itself handles them. `substitute` composes
+    the settings with a corpus that needs no download; it is None if the user or an experiment names the corpus.
     """
 
     folder: Path
     overrides: list[str]
     model: str | None = None
     number: int | None = None
-    sweep: str | None = None
+    sweep: Path | None = None
+    parallel: int = 1
+    report: Callable[[dict[str, Any]], None] | None = None
+    stopping: Callable[[], bool] = lambda: False
+    signals: bool = True
     substitute: Callable[[], Settings] | None = None
     hydra: dict[str, Any] | None = None  # Hydra's own config, for .hydra/hydra.yaml
 
@@ -56,11 +63,36 @@ def job_from_hydra(config: DictConfig) -> tuple[Settings, Job]:
         overrides=overrides,
         model=model_name(hydra.runtime.choices.get("model"), overrides),
         number=hydra.job.num if multirun else None,
-        sweep=Path(hydra.sweep.dir).name if multirun else None,
+        sweep=Path(hydra.sweep.dir) if multirun else None,
+        parallel=jobs_at_once(hydra.launcher) if multirun else 1,
         substitute=substitution(hydra.job.config_name, overrides, hydra.runtime.choices.get("experiment")),
         hydra={"hydra": OmegaConf.to_container(hydra)},
     )
-    return checked_settings(config), job
+    return with_own_share(checked_settings(config), job.parallel), job
+
+
+def jobs_at_once(launcher: DictConfig) -> int:
+    """How many jobs the launcher runs at once on this machine."""
+    if not str(launcher._target_).endswith("JoblibLauncher"):
+        return 1
+    asked = int(launcher.get("n_jobs") or 1)
+    return max(1, asked if asked > 0 else cores() + 1 + asked)
+
+
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def with_own_share(settings: Settings, parallel: int) -> Settings:
+    """`settings` with the threads that one of `parallel` jobs gets, unless the user has chosen a number.
+
+    With PyTorch's default, one thread per core for each job, they would slow each other down many times.
+    """
+    if parallel == 1 or settings.trainer.threads is not None:
+        return settings
+    trainer = settings.trainer.model_copy(update={"threads": max(1, cores() // parallel)})
+    return settings.model_copy(update={"trainer": trainer})
 
 
 def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> tuple[Settings, Job]:

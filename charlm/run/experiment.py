@@ -42,6 +42,7 @@ from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.callbacks.early_stopping import EarlyStopping
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.picture import LossPicture
+from charlm.training.callbacks.progress import Progress
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, report
 from charlm.training.interrupt import Interrupt
@@ -62,7 +63,7 @@ def run(settings: Settings, job: Job) -> Result:
     validate = bool(data.rows["val"]) and settings.trainer.limit_val_batches != 0
 
     store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
-    interrupt, guard = Interrupt(), DivergenceGuard()
+    interrupt, guard = Interrupt(job.stopping), DivergenceGuard()
     observers = build_callbacks(settings.callbacks)
     samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
     if samples is not None:
@@ -87,6 +88,8 @@ def run(settings: Settings, job: Job) -> Result:
         LossPicture(folder / "loss.png", history, store),
     )
     callbacks = [guard, history, *observers.values(), terminal, curves, checkpoints]
+    if job.report is not None:
+        callbacks.append(Progress(history, job.report))
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
@@ -97,7 +100,7 @@ def run(settings: Settings, job: Job) -> Result:
         save_config(settings, folder, job, new=new)
         started = time.perf_counter()
         with quiet(), logging_to(trainer, settings, folder, record["sweep"]):
-            with interrupt.listening():
+            with interrupt.listening() if job.signals else contextlib.nullcontext():
                 fit(trainer, model, data, plan.checkpoint, observers)
             with contextlib.suppress(Exception):  # a failing report must not cost the run its summary
                 profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it undeclared
@@ -136,6 +139,8 @@ def run(settings: Settings, job: Job) -> Result:
             **combined,
             **facts(history, trainer, model, seconds),
             "model": record["model"],
+            "overrides": record["overrides"],
+            "learning_rate": settings.optimizer.get("lr"),
             "corpus": built.origin["name"],
             "corpus_substituted": record["substituted"],
             "leaky": data.leaky,

@@ -60,6 +60,7 @@ class Plan:
     notices: list[str]
     checkpoint: Path | None = None
     start: Checkpoint | None = None
+    parallel: int = 1  # runs at once on this machine
 
 
 def fresh(settings: Settings, job: Job) -> Plan:
@@ -75,12 +76,12 @@ def fresh(settings: Settings, job: Job) -> Plan:
     record = {
         "model": job.model if start is None else str(start.run.get("model"))[:80],
         "substituted": bool(substitution),
-        "sweep": job.sweep,
+        "sweep": job.sweep.name if job.sweep is not None else None,
         "overrides": job.overrides,
     }
     header = {} if job.number is None else {"job": f"{job.number}, {' '.join(job.overrides)}"}
     notices = [substitution] if substitution else []
-    return Plan(settings, corpus, folder, record, header, notices, start=start)
+    return Plan(settings, corpus, folder, record, header, notices, start=start, parallel=job.parallel)
 
 
 def load_corpus(options: DataOptions, job: Job) -> tuple[Corpus, DataOptions, str]:
@@ -143,7 +144,9 @@ def resumed(settings: Settings, job: Job) -> Plan:
             f"{corpus.source} is not the text that this run was trained on: its SHA-256 is {corpus.sha256}, not "
             f"{opened.corpus.get('sha256')}; restore the old text, or start a new run"
         )
-    return Plan(saved, corpus, folder, opened.run, {"resumed": f"from {path.name}"}, notices, path)
+    return Plan(
+        saved, corpus, folder, opened.run, {"resumed": f"from {path.name}"}, notices, path, parallel=job.parallel
+    )
 
 
 def change(

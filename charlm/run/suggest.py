@@ -27,6 +27,7 @@ FLAGS = (  # Hydra's: https://hydra.cc/docs/advanced/hydra-command-line-flags
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
     *("-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd"),
 )
+EXTRAS = {"joblib": "sweep"}  # what has to be installed for Hydra's launchers and sweepers
 OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
 
 
@@ -38,6 +39,11 @@ def explain(error: BaseException) -> str | None:
     if found := re.search(r"Ambiguous value for argument '(.*)'\n", message):
         return several(found[1])
     if found := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", message):
+        if found[1] == "hydra":
+            group, _, choice = found[2].rpartition("/")
+            extra = next((extra for start, extra in EXTRAS.items() if choice.startswith(start)), None)
+            more = f"install it with pip install -e '.[{extra}]'" if extra else f"choose one of {', '.join(EXTRAS)}"
+            return f"there is no hydra/{group}={choice}: {more}"
         group, choices = found[1], sorted(path.stem for path in (CONF / found[1]).glob("*.yaml"))
         if group == "data" and Path(found[2]).exists():
             return f"data={found[2]}: for your own text, write data=text data.path={found[2]}"

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -20,25 +20,32 @@ class Interrupted(BaseException):
 class Interrupt:
     """Remembers a signal received while `listening`; `check` raises it once a checkpoint is saved.
 
-    A second signal stops the program at once, and the work since the last checkpoint is lost.
+    A second signal stops the program at once, and the work since the last checkpoint is lost. `stopping` is another
+    way to stop: it is asked at every step, and stands for a SIGTERM.
     """
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        self._signal: int | None = None
+        self._stopping = stopping
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that was received, if any."""
+        if self._signal is None and self._stopping():
+            self._signal = signal.SIGTERM
+        return self._signal
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Handle SIGINT, SIGTERM and SIGHUP in this context. Does nothing outside the main thread, which alone can.
 
-        A SIGHUP that is ignored when the program starts stays ignored: that is what nohup is for.
+        A signal that is ignored when the program starts stays ignored: that is what nohup is for.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-            numbers.append(hangup)
+        numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]  # the last not on Windows
+        numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
@@ -47,12 +54,12 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self._signal is not None:
             raise Interrupted(number)
-        self.signal = number
+        self._signal = number
         print("\nstopping after this step; interrupt again to stop at once", file=sys.stderr)
 
     def check(self) -> None:
         """Raise Interrupted if a signal was received."""
-        if self.signal is not None:
-            raise Interrupted(self.signal)
+        if (number := self.signal) is not None:
+            raise Interrupted(number)

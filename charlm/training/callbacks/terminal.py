@@ -16,6 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from charlm.checkpoint.paths import program
@@ -76,6 +77,17 @@ def print_facts(console: Console, rows: dict[str, str]) -> None:
             line.rstrip()
             start = Text((name if number == 0 else "").ljust(width), style="bold cyan")
             console.print(start + line, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, in a file without blanks at the ends of lines."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
 
 
 def preview(text: str, width: int) -> str:

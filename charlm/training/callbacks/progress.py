@@ -1,0 +1,57 @@
+"""How far a run is, told to whoever started it: a sweep's table, for example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import pytorch_lightning as pl
+
+from charlm.training.callbacks.history import History
+
+EVERY = 1.0  # seconds between two reports within an epoch
+
+
+class Progress(pl.Callback):
+    """Calls `report` with ``epoch``, ``epochs``, ``loss``, ``nats``, ``seconds`` and ``left``, now and then.
+
+    ``nats`` is the best loss, which ``loss`` names: ``best_val_nats``, or ``best_train_nats`` without validation.
+    """
+
+    def __init__(self, history: History, report: Callable[[dict[str, Any]], None]) -> None:
+        self.history, self.report = history, report
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._began = self._told = monotonic()
+        self._first = trainer.global_step
+        self._tell(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Report once a second."""
+        if monotonic() >= self._told + EVERY:
+            self._tell(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the new loss. Runs after the history has added its row."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        self._told = now = monotonic()
+        steps, total = trainer.global_step - self._first, float(trainer.estimated_stepping_batches)
+        rows, loss, best = self.history.rows, "best_val_nats", self.history.best_nats
+        if not (trainer.enable_validation and any(trainer.num_val_batches)):
+            loss, best = "best_train_nats", min((row["train_nats"] for row in rows), default=math.inf)
+        left = (total - trainer.global_step) * (now - self._began) / steps if steps and math.isfinite(total) else None
+        self.report(
+            {
+                "epoch": len(rows),
+                "epochs": trainer.max_epochs,
+                "loss": loss,
+                "nats": best if math.isfinite(best) else None,
+                "seconds": self.history.earlier_seconds + now - self._began,
+                "left": left,
+            }
+        )
