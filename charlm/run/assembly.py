@@ -62,7 +62,7 @@ def build(plan: Plan) -> Built:
     settings = settings.model_copy(update=changed)
     origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
     model = build_model(settings, network, data, origin, plan.record)
-    header |= describe(settings.data.name, data, network, plan.folder)
+    header |= describe(str(plan.record["model"]), settings.data.name, data, network, plan.folder)
     if chosen:
         header["chosen"] = chosen
     return Built(settings, epochs, data, model, origin, header)

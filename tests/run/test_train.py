@@ -227,16 +227,6 @@ def test_the_optimiser_gets_plain_values(monkeypatch: pytest.MonkeyPatch) -> Non
         )
 
 
-def test_one_bad_job_does_not_stop_a_sweep(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    data = ["data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.sweep.dir={tmp_path}/sweep"]
-    with pytest.raises(SystemExit) as ended:
-        run_train("-m", "optimizer.lr=-1,1e-3", *SMALL, *data)
-    assert ended.value.code == 2
-    assert (tmp_path / "sweep/1_gru_text/summary.json").is_file()
-    err = capsys.readouterr().err
-    assert "error: job 0 (optimizer.lr=-1 " in err and "Traceback" not in err
-
-
 def test_without_a_validation_split(base: tuple[str, ...], tmp_path: Path) -> None:
     loss = run_train(*base, "data.val=0")
     made = summary(tmp_path / "run")

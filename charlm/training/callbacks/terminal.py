@@ -96,8 +96,8 @@ def preview(text: str, width: int) -> str:
     return set_cell_size(line, min(cell_len(line), width)).rstrip()
 
 
-def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) -> dict[str, str]:
-    """The rows of the header: the model, its corpus and the run folder."""
+def describe(name: str, corpus: str, data: CharDataModule, network: Network, folder: Path) -> dict[str, str]:
+    """The rows of the header: the model, with the `name` of its config, its corpus and the run folder."""
     unit = "windows" if data.options.split == "random" else "characters"
     sizes = ", ".join(f"{split} {size:,}" for split, size in data.sizes.items() if size)
     text = f"{corpus}, {len(data.vocab)} symbols; {sizes} {unit}"
@@ -107,8 +107,9 @@ def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) 
     family = network.network if isinstance(network, Windowed) else network
     trained, every = parameter_count(network), sum(p.numel() for p in network.parameters())
     counts = f"{every:,} parameters" + (f", {every - trained:,} of them frozen" if trained < every else "")
+    known = "" if name.lower() == type(family).__name__.lower() else f"{name}: "  # as in irnn: RNN
     return {
-        "model": f"{type(family).__name__}, {counts}",
+        "model": f"{known}{type(family).__name__}, {counts}",
         "corpus": text,
         **({"text": files.describe(sum(map(len, (data.ids_N, *data.extra))))} if (files := data.text.files) else {}),
         "run": str(folder),
