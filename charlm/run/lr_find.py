@@ -15,12 +15,12 @@ from charlm.checkpoint.storage import replace_file
 from charlm.curves import new_figure, quiet_matplotlib, rendered
 from charlm.errors import UsageError
 from charlm.inference.html import card, image
+from charlm.output import print_facts
 from charlm.run.compose import Job
 from charlm.run.experiment import new_console
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
 from charlm.run.trial import trial
-from charlm.training.callbacks.terminal import print_facts
 from charlm.training.module import CharLM
 from charlm.training.range_test import Point, RangeTest, growing, suggest
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.table import Table
 
 from charlm.errors import UsageError
+from charlm.output import print_facts
 from charlm.run.compose import Job
 from charlm.run.experiment import new_console
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
 from charlm.run.trial import trial
-from charlm.training.callbacks.terminal import print_facts
 from charlm.training.profile import WARM_UP, Phases, Profile, Row
 
 SHOWN = 15  # rows of the table

@@ -11,6 +11,7 @@ from pytorch_lightning.profilers import Profiler
 from rich.console import Console
 from rich.progress import Progress
 
+from charlm.output import print_facts
 from charlm.run.assembly import build
 from charlm.run.build import build_trainer
 from charlm.run.compose import Job
@@ -19,7 +20,7 @@ from charlm.run.folder import claimed, save_config
 from charlm.run.resume import fresh
 from charlm.run.settings import Settings
 from charlm.training import random_state
-from charlm.training.callbacks.terminal import device_name, print_facts
+from charlm.training.callbacks.terminal import device_name
 from charlm.training.module import CharLM
 
 EPOCHS = 10**6  # the callback, or `steps`, ends the trial

@@ -14,8 +14,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from charlm.checkpoint.paths import resume_command
+from charlm.output import counted, duration, preview, print_facts, total_time
 from charlm.training.callbacks import terminal
-from charlm.training.callbacks.terminal import counted, duration, preview, print_facts, report, total_time
+from charlm.training.callbacks.terminal import report
 from tests.helpers import ROOT, SMALL, run_train
 
 SUMMARY = {
