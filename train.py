@@ -1,43 +1,45 @@
 """Train a character language model: python train.py model=gru"""
 
 import sys
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from charlm.checkpoint.paths import model_name, run_folder, run_name
+from charlm.checkpoint.paths import model_name, removed_if_empty, run_folder, run_name
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
 from charlm.run.suggest import arguments
 from charlm.sweeps.command import expanded
 from charlm.sweeps.watch import sweeping
 
-for resolver in (run_folder, run_name, model_name):  # for hydra.run.dir
+
+def chosen_model(choice: str, overrides: ListConfig) -> str:
+    """`model_name` of overrides in which nothing is resolved: ${…} may refer to other options."""
+    plain: Any = OmegaConf.to_container(overrides, resolve=False)
+    return model_name(choice, plain)
+
+
+for resolver in (run_folder, run_name, chosen_model):  # for hydra.run.dir
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Run one training job; its value is the best validation loss, for Hydra's sweepers."""
+    job = HydraConfig.get()
     try:
-        with quick_imports():  # only when there is work to do
-            from charlm.run.compose import job_from_hydra
-            from charlm.run.tasks import perform
-            from charlm.sweeps.job import perform_job
+        with removed_if_empty(Path(job.runtime.output_dir), new=config.resume is None):
+            with quick_imports():  # only when there is work to do
+                from charlm.run.compose import job_from_hydra
+                from charlm.run.tasks import perform
+                from charlm.sweeps.job import perform_job
 
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return perform_job(config)
-        return perform(*job_from_hydra(config))
-    except (UsageError, KeyboardInterrupt) as error:
-        if config.resume is None:
-            with suppress(OSError):  # leave no empty folder behind
-                Path(HydraConfig.get().runtime.output_dir).rmdir()
-        if isinstance(error, KeyboardInterrupt):
-            raise
+            return perform_job(config) if job.mode == RunMode.MULTIRUN else perform(*job_from_hydra(config))
+    except UsageError as error:
         fail(str(error))
 
 

@@ -77,6 +77,8 @@ def picture(rows: Rows, name: str = "", rates: Sequence[tuple[float, float]] = (
         losses.set_ylabel("nats per character")
         rate.set_ylabel("learning rate")
         finish(rate, rows)
+        if rates:
+            rate.set_xlim(0, max(*rate.get_xlim(), rates[-1][0]))
         losses.grid(alpha=0.25)
         losses.label_outer()
         set_text(losses.set_title(""), shortened(name, 55))

@@ -6,7 +6,8 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from charlm.errors import UsageError
@@ -41,12 +42,23 @@ def made(folder: str) -> str:
     for name in itertools.chain([folder], (f"{folder}_{number}" for number in itertools.count(2))):
         try:
             Path(name).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError:  # reported when the run begins
-            pass
+        except OSError:
+            if os.path.lexists(name):
+                continue  # anything else, such as a folder that cannot be written, is reported when the run begins
         return name
     raise AssertionError("an endless list has ended")
+
+
+@contextmanager
+def removed_if_empty(folder: Path, *, new: bool) -> Iterator[None]:
+    """Remove `folder` if it is `new` and the run ends with an exception before anything is in it."""
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def folder_of(where: Path) -> Path:

@@ -106,15 +106,14 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
         raise UsageError('overrides are given one by one, as in charlm.train("model=gru", "optimizer.lr=3e-3")')
     if flags := [override for override in overrides if override.startswith("-")]:
         raise UsageError(f"{flags[0]} is for the command line: in Python, give overrides such as 'model=gru' only")
-    given = readable(overrides)
+    given = readable(overrides, python=True)
     if hydra := [override for override in given if override.lstrip("+~").startswith("hydra.run.")]:
         raise UsageError(f"{hydra[0]} has no effect in Python: give folder=")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose("train", given, return_hydra_config=True)
         except Exception as error:
-            problem = explain(error) or " ".join(str(error).split())
-            raise UsageError(problem.replace("add -m to train", "call it for each of them to train")) from None
+            raise UsageError(explain(error, python=True) or " ".join(str(error).split())) from None
         choices = config.hydra.runtime.choices
         model, experiment = model_name(choices.get("model"), given), choices.get("experiment")
     OmegaConf.set_struct(config, False)

@@ -7,6 +7,7 @@ threads, the result is bit for bit that of an uninterrupted run.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,11 +196,14 @@ def change(
         )
     made_for = scheduler.get("epochs")
     if made_for not in (None, epochs):
-        after = "the learning rate stays constant"
-        if scheduler.get("eta_min", 1) == 0 or "final_div_factor" in scheduler:
+        after, lr = "the learning rate stays constant", result.optimizer.get("lr") or math.nan
+        end = scheduler.get("eta_min", math.nan)
+        if "final_div_factor" in scheduler:  # see `charlm.training.warmups.one_cycle`
+            end = lr / (scheduler["div_factor"] * scheduler["final_div_factor"])
+        if end < lr / 1000:
             after = (
-                "the learning rate stays at its end, which is zero or nearly so, and nothing more is learned; to train "
-                "on, start a new run with init_from and a scheduler of its own"
+                f"the learning rate stays at {end:.2g}, too low to learn anything; to train on, start a new run with "
+                f"init_from and a scheduler of its own"
             )
         notices.append(f"the scheduler was made for {made_for} epochs: after them {after}")
     return result, notices

@@ -12,7 +12,7 @@ import re
 from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from charlm.data.options import DataOptions, Size
 from charlm.errors import OptionError
@@ -74,8 +74,8 @@ SET_BY_US = {  # arguments of Lightning's Trainer that are no options
 }
 
 
-def _duration(value: str) -> str:
-    if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value):
+def _duration(value: object) -> object:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value)):
         raise OptionError("", "must be DAYS:HOURS:MINUTES:SECONDS, as in 00:08:00:00", value)
     return value
 
@@ -102,7 +102,7 @@ class TrainerOptions(Options):
     """Epochs to train at least, whatever a callback such as EarlyStopping says."""
     max_steps: PositiveInt | None = None
     """Optimiser steps after which training ends; the scheduler is still planned for max_epochs. null: no limit."""
-    max_time: Annotated[str, AfterValidator(_duration)] | None = None
+    max_time: Annotated[str | None, BeforeValidator(_duration)] = None
     """Time after which training ends, as DAYS:HOURS:MINUTES:SECONDS; null: no limit."""
     gradient_clip_val: NonNegative | None = None
     """Largest norm of the gradient, or of each of its numbers for value clipping; null: no clipping."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from charlm.errors import OptionError
-from charlm.options import Options, Positive
+from charlm.options import Options, Positive, PositiveInt
 from charlm.training.parameter_groups import current_lr
 
 MEMORY = 0.95  # of the smoothed loss: how much of it remains after a step
@@ -31,7 +31,7 @@ class RangeOptions(Options):
     """Learning rate of the first step."""
     highest: Positive = 10.0
     """Learning rate of the last step; the test stops earlier where the loss diverges."""
-    steps: Annotated[int, Field(ge=20)] = 200
+    steps: PositiveInt = 200
     """Optimiser steps."""
 
     @model_validator(mode="after")

@@ -366,9 +366,15 @@ def test_sample_refuses_what_cannot_work(
         (["--length=abc"], ["--length: 'abc' must be a number"]),
         (["--unknown=nonsense"], ["--unknown: invalid choice", "--help lists the options"]),
         (["--seed=1.5"], ["--seed"]),
-        (["--nonsense"], ["there is no option --nonsense: --help lists them"]),
+        (["--nonsense"], ["there is no option --nonsense: --help lists the options"]),
         (["--promt", "hello"], ["there is no option --promt: did you mean --prompt?"]),
-        (["once upon"], ["for a text to continue, write --prompt 'once upon'"]),
+        (
+            ["once upon"],
+            ["'once upon' belongs to no option", "a prompt is one argument in quotes, as in --prompt 'a text'"],
+        ),
+        ([""], ["a prompt is one argument"]),
+        (["a\nb", "--foo"], ["there is no option --foo"]),
+        (["conf"], ["for a model, write --checkpoint conf"]),
     ],
 )
 def test_sample_explains_its_options(here: Program, arguments: list[str], words: list[str]) -> None:

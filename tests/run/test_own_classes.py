@@ -211,7 +211,8 @@ def test_a_run_that_ends_before_its_first_validation_has_a_result(base: list[str
         ),
         (
             "data.path=a,b.txt",
-            """error: data.path=a,b.txt cannot be read: quote the value, as in "data.path='a,b.txt'",""",
+            "error: data.path=a,b.txt has several values: add -m to train once with each, or quote a text with a "
+            """comma, as in "data.path='a,b.txt'\"""",
         ),
         ("data=nietzsche", "error: data.path="),
         ("+model={1: 2}", "error: model.1=1 must be text"),

@@ -74,7 +74,7 @@ def test_the_command_to_train_with_the_suggestion_works(
 
 @given(
     rates=st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=3),
-    steps=st.integers(20, 50),
+    steps=st.integers(1, 50),
     lowest=st.floats(1e-8, 1e-2),
     factor=st.floats(1.1, 1e6),
 )

@@ -131,6 +131,18 @@ def test_a_network_with_too_few_symbols_is_refused_at_the_start(tmp_path: Path, 
             fitted(tmp_path, network, text)
 
 
+class Swapped(GRU):
+    """A network whose first argument is another size."""
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(vocab_size, 8, hidden_size)
+
+
+@pytest.mark.filterwarnings("ignore:charlm.load will not open")
+def test_a_network_is_asked_for_its_symbols_by_name(tmp_path: Path, text: str) -> None:
+    fitted(tmp_path, Swapped(4, len(set(text))), text)
+
+
 def test_a_text_in_memory_chooses_its_sizes(text: str) -> None:
     data = CharDataModule.from_text(text * 40)
     assert (data.batch_size, data.bptt) == rung(data.characters)[:2] and data.chosen == {"batch_size", "bptt"}

@@ -42,9 +42,9 @@ class EarlyStopping(LightningsEarlyStopping):
                 "trainer.limit_val_batches=0), or leave early_stopping out"
             )
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Count anew in a run that had stopped early and has been made longer."""
-        if self._had_stopped:
+        if self._had_stopped and not trainer.should_stop:  # it is true where only min_epochs keeps the run going
             self.wait_count, self.reason, self._had_stopped = 0, None, False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
