@@ -1,0 +1,1 @@
+"""Many runs in one folder: ``python train.py -m``. Jobs that were finished are skipped, unfinished ones are resumed."""

@@ -1,0 +1,119 @@
+"""What a sweep keeps in its folder besides the runs: its command, how far each job is, and whether it shall stop.
+
+All of it is plain files, because the jobs may be in other processes, or on other machines that share the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from charlm.checkpoint.storage import replace_file
+from charlm.errors import UsageError
+
+Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
+LOOK = 1.0  # seconds between two looks at the disk, for what is asked at every training step
+
+
+@dataclass
+class JobRecord:
+    """How far a job is: `nats` is its best loss so far, `left` an estimate in seconds, `error` why it failed.
+
+    `loss` names the loss: ``best_val_nats``, or ``best_train_nats`` without validation.
+    """
+
+    number: int
+    overrides: list[str]
+    folder: str  # within the sweep's
+    status: Status = "waiting"
+    model: str | None = None
+    epoch: int = 0
+    epochs: int | None = None
+    loss: str = "best_val_nats"
+    nats: float | None = None
+    seconds: float = 0.0
+    left: float | None = None
+    error: str | None = None
+
+
+class SweepFolder:
+    """The files of a sweep below ``.jobs/`` in its folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.jobs = path, path / ".jobs"
+        self._looked, self._stopping = -LOOK, False
+
+    def create(self, command: dict[str, Any]) -> None:
+        """Write the sweep's command: its ``overrides``, those of Hydra itself (``hydra``), and those of each job."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        replace_file(self.jobs / "sweep.json", json.dumps(command, indent=1).encode())
+
+    def command(self) -> dict[str, Any] | None:
+        """What `create` wrote; None if this is no sweep."""
+        content = _read(self.jobs / "sweep.json")
+        return content if isinstance(content, dict) and isinstance(content.get("overrides"), list) else None
+
+    def read(self, number: int) -> JobRecord | None:
+        """The record of a job; None if there is none yet."""
+        content = _read(self.jobs / f"{number}.json")
+        names = {field.name for field in fields(JobRecord)}
+        return JobRecord(**content) if isinstance(content, dict) and content.keys() == names else None
+
+    def records(self) -> dict[int, JobRecord]:
+        """The records of all jobs that have one, by number."""
+        numbers = sorted(int(path.stem) for path in self.jobs.glob("*.json") if path.stem.isdecimal())
+        return {number: record for number in numbers if (record := self.read(number))}
+
+    def write(self, record: JobRecord, *, durable: bool = True) -> None:
+        """Replace the record of a job. One that is not `durable` may be lost with the machine, and costs less."""
+        path, data = self.jobs / f"{record.number}.json", json.dumps(asdict(record)).encode()
+        if durable:
+            replace_file(path, data)
+        else:
+            temporary = path.with_suffix(".new")
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+
+    def stop(self, signal: int) -> None:
+        """Ask every job to save and stop, and those that have not begun not to begin."""
+        with suppress(FileExistsError), (self.jobs / "stop").open("x") as file:
+            file.write(str(signal))
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether somebody called `stop`, as of a moment ago."""
+        if not self._stopping and time.monotonic() >= self._looked + LOOK:
+            self._stopping, self._looked = (self.jobs / "stop").exists(), time.monotonic()
+        return self._stopping
+
+    def stopped_by(self) -> int | None:
+        """The signal for which the sweep was stopped, or None."""
+        content = _read(self.jobs / "stop")
+        return content if isinstance(content, int) else None
+
+    def go_on(self) -> None:
+        """Take back `stop`."""
+        (self.jobs / "stop").unlink(missing_ok=True)
+        self._stopping, self._looked = False, -LOOK
+
+
+def open_sweep(path: Path) -> tuple[SweepFolder, dict[str, Any]]:
+    """The sweep in the folder `path`, and its command. Raises UsageError if there is none."""
+    sweep = SweepFolder(path)
+    command = sweep.command()
+    if command is None:
+        more = "" if path.is_dir() else ", there is no such folder"
+        raise UsageError(f"resume={path} is no sweep{more}: give a folder in sweeps/")
+    return sweep, command
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # missing, or half written by a process that was killed
+        return None

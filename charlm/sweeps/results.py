@@ -1,0 +1,148 @@
+"""The results of a sweep: a table of its jobs, best first, their means over seeds, and both as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from charlm.checkpoint.storage import replace_file
+from charlm.errors import UsageError
+from charlm.output import duration
+from charlm.sweeps.folder import JobRecord, SweepFolder
+
+LAST = ("epochs", "seconds", "folder", "status", "error")
+
+
+def settings_of(overrides: Sequence[str]) -> dict[str, str]:
+    """What each override sets, by the option's full name."""
+    return {name.lstrip("+~"): value for name, _, value in (override.partition("=") for override in overrides)}
+
+
+def differing(jobs: Sequence[Mapping[str, str]]) -> list[str]:
+    """The options that are not the same in all jobs, in the order in which they were typed."""
+    names = dict.fromkeys(name for job in jobs for name in job)
+    return [name for name in names if len({job.get(name) for job in jobs}) > 1]
+
+
+def loss_name(records: Sequence[JobRecord]) -> str:
+    """The name of the loss that all jobs report."""
+    names = {record.loss for record in records if record.nats is not None}
+    return names.pop() if len(names) == 1 else "best_nats"
+
+
+def described(overrides: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
+    """Those of a job's `overrides` in which the `jobs` differ."""
+    names = differing([settings_of(job) for job in jobs])
+    return " ".join(override for override in overrides if override.partition("=")[0].lstrip("+~") in names)
+
+
+def rows(records: Sequence[JobRecord], loss: str) -> list[dict[str, Any]]:
+    """One row per job, the lowest loss first; jobs without a loss come last. `loss` is the name of its column."""
+    settings = {record.number: settings_of(record.overrides) for record in records}
+    names = [name for name in differing(list(settings.values())) if name != "model"]
+    made = [
+        {
+            "job": record.number,
+            "model": record.model,
+            **{name: settings[record.number].get(name) for name in names},
+            loss: record.nats,
+            "epochs": record.epoch,
+            "seconds": round(record.seconds, 1),
+            "folder": record.folder,
+            "status": record.status,
+            "error": record.error,
+        }
+        for record in records
+    ]
+    return sorted(made, key=lambda row: (row[loss] is None, row[loss] or 0.0, row["job"]))
+
+
+def over_seeds(table: Sequence[Mapping[str, Any]], loss: str) -> list[dict[str, Any]]:
+    """Mean and standard deviation of the loss over the seeds of equal settings, the lowest mean first.
+
+    Nothing if no two jobs differ only in their seed.
+    """
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in table:
+        if row["status"] == "finished" and row[loss] is not None:
+            key = tuple((name, value) for name, value in row.items() if name not in ("job", "seed", loss, *LAST))
+            groups.setdefault(key, []).append(row[loss])
+    if "seed" not in (table[0] if table else {}) or all(len(losses) < 2 for losses in groups.values()):
+        return []
+    made = [
+        {
+            **dict(key),
+            "seeds": len(losses),
+            "mean": statistics.fmean(losses),
+            "standard deviation": statistics.stdev(losses) if len(losses) > 1 else None,
+        }
+        for key, losses in groups.items()
+    ]
+    return sorted(made, key=lambda group: group["mean"])
+
+
+def write_results(sweep: SweepFolder, table: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``results.csv``, ``results.json`` and, where there are curves, ``losses.png`` to the sweep's folder."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]) if table else [])
+    writer.writeheader()
+    writer.writerows(table)
+    replace_file(sweep.path / "results.csv", text.getvalue().encode())
+    content = json.dumps({"jobs": table, "over_seeds": seeds}, indent=2) + "\n"
+    replace_file(sweep.path / "results.json", content.encode())
+    if png := picture(sweep.path, table):
+        replace_file(sweep.path / "losses.png", png)
+
+
+def picture(sweep: Path, table: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """The curves of the jobs in one picture, or None if no epoch has ended."""
+    from charlm.curves import comparison, points, read_rows  # NumPy takes a while to load
+
+    runs, settings = {}, {}
+    for row in table:
+        try:
+            curve = read_rows(sweep / row["folder"] / "metrics.csv")
+        except (OSError, UsageError):
+            continue
+        if points(curve, "train_nats")[0]:
+            runs[row["folder"]] = curve
+            names = [name for name in row if name not in ("job", "model", *LAST) and not name.endswith("_nats")]
+            settings[row["folder"]] = " ".join(f"{name}={row[name]}" for name in names if row[name] is not None)
+    return comparison(runs, settings) if runs else None
+
+
+def as_table(table: Sequence[Mapping[str, Any]], loss: str, most: int | None = None) -> Table:
+    """The rows for the terminal, at most `most` of them."""
+    names = [name for name in (table[0] if table else {}) if name not in ("error", "folder")]
+    made = Table(box=None, pad_edge=False, header_style="bold cyan")
+    for name in names:
+        right = name in ("job", loss, "epochs", "seconds")
+        made.add_column("time" if name == "seconds" else name, justify="right" if right else "left")
+    for row in table[:most]:
+        made.add_row(*(_cell(name, row[name], loss) for name in names))
+    return made
+
+
+def as_seeds_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
+    """The means over seeds for the terminal."""
+    made = Table(box=None, pad_edge=False, header_style="bold cyan")
+    for name in seeds[0]:
+        made.add_column(name, justify="right" if name in ("seeds", "mean", "standard deviation") else "left")
+    for group in seeds:
+        made.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value or "") for value in group.values()))
+    return made
+
+
+def _cell(name: str, value: Any, loss: str) -> str:
+    if value is None:
+        return ""
+    if name == loss:
+        return f"{value:.4f}"
+    return duration(value) if name == "seconds" else str(value)
