@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from charlm.checkpoint.paths import model_name, removed_if_empty, run_folder, run_name
+from charlm.checkpoint.paths import made, model_name, removed_if_empty, run_folder, run_name
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
 from charlm.run.suggest import arguments
@@ -25,6 +25,7 @@ def chosen_model(choice: str, overrides: ListConfig) -> str:
 
 for resolver in (run_folder, run_name, chosen_model):  # for hydra.run.dir
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+OmegaConf.register_new_resolver("sweep_folder", made, replace=True, use_cache=True)  # the jobs are told the result
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

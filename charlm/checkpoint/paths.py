@@ -101,6 +101,8 @@ def find_resume_checkpoint(resume: object) -> Path:
         return where
     if not where.is_dir():
         raise UsageError(f"there is no run at resume={where}: give a run's folder, or a .ckpt file in its checkpoints")
+    if (where / ".jobs/sweep.json").is_file():
+        raise UsageError(f"resume={where} is a sweep: add -m, as in python train.py -m resume={where}")
     last = where / "checkpoints/last.ckpt"
     if not last.is_file():
         raise UsageError(f"resume={where}: it has no checkpoints/last.ckpt to resume from, start a new run")

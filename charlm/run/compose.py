@@ -64,19 +64,10 @@ def job_from_hydra(config: DictConfig) -> tuple[Settings, Job]:
         model=model_name(hydra.runtime.choices.get("model"), overrides),
         number=hydra.job.num if multirun else None,
         sweep=Path(hydra.sweep.dir) if multirun else None,
-        parallel=jobs_at_once(hydra.launcher) if multirun else 1,
         substitute=substitution(hydra.job.config_name, overrides, hydra.runtime.choices.get("experiment")),
         hydra={"hydra": OmegaConf.to_container(hydra)},
     )
-    return with_own_share(checked_settings(config), job.parallel), job
-
-
-def jobs_at_once(launcher: DictConfig) -> int:
-    """How many jobs the launcher runs at once on this machine."""
-    if not str(launcher._target_).endswith("JoblibLauncher"):
-        return 1
-    asked = int(launcher.get("n_jobs") or 1)
-    return max(1, asked if asked > 0 else cores() + 1 + asked)
+    return checked_settings(config), job
 
 
 def cores() -> int:

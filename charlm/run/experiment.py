@@ -42,7 +42,7 @@ from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.callbacks.early_stopping import EarlyStopping
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.picture import LossPicture
-from charlm.training.callbacks.progress import Progress
+from charlm.training.callbacks.progress import Progress, state
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, report
 from charlm.training.interrupt import Interrupt
@@ -151,6 +151,8 @@ def run(settings: Settings, job: Job) -> Result:
             "last_checkpoint": os.path.relpath(checkpoints.last),
         }
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+        if job.report is not None:  # also of a run that had nothing left to train
+            job.report({**state(history, trainer), "seconds": summary["seconds"]})
         store.write(folder / "summary.json", (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
         store.close()
     upload = next((logger.upload(folder) for logger in trainer.loggers if isinstance(logger, Wandb)), None)

@@ -103,9 +103,14 @@ def load_corpus(options: DataOptions, job: Job) -> tuple[Corpus, DataOptions, st
     return build_corpus(substitute), substitute, line
 
 
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run has begun in `folder`."""
+    return any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt"))
+
+
 def check_unused(folder: Path) -> None:
-    """Raise UsageError if `folder` holds a run. One that was killed before its first checkpoint does not count."""
-    if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
+    """Raise UsageError if `folder` holds a run."""
+    if holds_a_run(folder):
         raise UsageError(f"{folder} already holds a run: choose another hydra.run.dir, or use resume={folder}")
 
 

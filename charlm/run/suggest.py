@@ -48,7 +48,7 @@ def explain(error: BaseException, *, python: bool = False) -> str | None:
         if found[1] == "hydra":
             group, _, choice = found[2].rpartition("/")
             extra = next((extra for start, extra in EXTRAS.items() if choice.startswith(start)), None)
-            more = f"install it with pip install -e '.[{extra}]'" if extra else f"choose one of {', '.join(EXTRAS)}"
+            more = f"install it with pip install -e '.[{extra}]'" if extra else f"Hydra's own is hydra/{group}=basic"
             return f"there is no hydra/{group}={choice}: {more}"
         group, choices = found[1], sorted(path.stem for path in (CONF / found[1]).glob("*.yaml"))
         if group == "data" and found[2] and Path(found[2]).exists():
@@ -119,8 +119,8 @@ def arguments(given: Sequence[str]) -> list[str]:
                 f"there is no flag {flag}: options are written without dashes, as in {example}; "
                 "python train.py --help lists them"
             )
-    flags = [argument for argument in given if argument in ("-m", "--multirun")]
-    return [*flags[:1], *readable([argument for argument in given if argument not in flags])]
+    several = [argument for argument in given if argument in ("-m", "--multirun", "hydra.mode=MULTIRUN")]
+    return [*(["-m"] if several else []), *readable([argument for argument in given if argument not in several])]
 
 
 def several(override: str, python: bool) -> str:

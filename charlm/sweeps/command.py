@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from charlm.checkpoint.paths import quoted
 from charlm.errors import UsageError
 from charlm.sweeps.folder import SweepFolder, open_sweep
 
-SET_AGAIN = ("hydra.sweep.dir=", "hydra.mode=")
+TAKE_A_VALUE = ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "-p", "--package")
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
@@ -20,30 +22,56 @@ def expanded(arguments: Sequence[str]) -> list[str]:
 
     Raises UsageError for a folder that is no sweep, and for a change of what its jobs are.
     """
-    if "-m" not in arguments:
+    flags, hydra, task = split(arguments)
+    if "-m" not in flags:
         return list(arguments)
-    typed = [argument for argument in arguments if argument != "-m"]
-    hydra = [argument for argument in typed if argument.lstrip("+~").startswith("hydra")]
-    task = [argument for argument in typed if argument not in hydra]
-    asked = [argument for argument in task if argument.startswith("resume=")]
+    asked = [argument for argument in task if name_of(argument) == "resume"]
+    folders = [argument for argument in hydra if name_of(argument) == "hydra.sweep.dir"]
     if asked:
-        path = Path(asked[-1].removeprefix("resume=").strip("'\""))
+        path = Path(str(OverridesParser.create().parse_override(asked[-1]).value()))
         if (path / "checkpoints").is_dir():
             raise UsageError(f"resume={path} is one run, not a sweep: leave out -m")
-        _, command = open_sweep(path)
+        command = open_sweep(path)
         if others := [argument for argument in task if argument not in asked and argument not in command["overrides"]]:
             raise UsageError(f"{others[0]} cannot change in a resumed sweep: leave it out, or start a new sweep")
-        earlier = [override for override in command["hydra"] if not override.startswith(SET_AGAIN)]
-        return ["-m", *command["overrides"], *earlier, *hydra, f"hydra.sweep.dir={quoted(str(path))}"]
-    if any(argument.startswith("hydra.sweep.dir=") for argument in hydra):
+        if folders:
+            raise UsageError(f"{folders[0]}: a resumed sweep stays in its own folder, leave it out")
+        replaced = {name_of(argument) for argument in hydra}
+        earlier = [o for o in command["hydra"] if name_of(o) not in replaced | {"hydra.sweep.dir", "hydra.mode"}]
+        if "hydra/launcher" in replaced:  # its options are others
+            earlier = [override for override in earlier if not name_of(override).startswith("hydra.launcher.")]
+        saved = command.get("flags", []) if flags == ["-m"] else []
+        own = f"hydra.sweep.dir={quoted(str(path))}"
+        return ["-m", *flags[1:], *saved, *command["overrides"], *earlier, *hydra, own]
+    if folders:
         return list(arguments)
     for sweep in sorted(Path("sweeps").glob("*/.jobs/sweep.json"), reverse=True):
         path = sweep.parents[1]
-        found = SweepFolder(path).command()
-        if found and found["overrides"] == task and not found.get("ended") and not locked(path):
+        found: dict[str, Any] = SweepFolder(path).command() or {"overrides": None}
+        same = (found["overrides"], found.get("flags")) == (task, flags[1:])
+        if same and not found.get("ended") and not locked(path):
             print(f"going on with {path}, which is not finished (hydra.sweep.dir=FOLDER starts anew)", file=sys.stderr)
             return [*arguments, f"hydra.sweep.dir={quoted(str(path))}"]
     return list(arguments)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The flags with their values (``-m`` first), the overrides of Hydra itself, and those of the program."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        a_value = bool(flags) and flags[-1] in TAKE_A_VALUE
+        (flags if a_value or argument.startswith("-") else overrides).append(argument)
+    if "-m" in flags:
+        flags.remove("-m")
+        flags.insert(0, "-m")
+    hydra = [override for override in overrides if name_of(override).startswith(("hydra.", "hydra/"))]
+    return flags, hydra, [override for override in overrides if override not in hydra]
+
+
+def name_of(override: str) -> str:
+    """The option that an override sets."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def locked(path: Path) -> bool:

@@ -24,7 +24,8 @@ LOOK = 1.0  # seconds between two looks at the disk, for what is asked at every 
 class JobRecord:
     """How far a job is: `nats` is its best loss so far, `left` an estimate in seconds, `error` why it failed.
 
-    `loss` names the loss: ``best_val_nats``, or ``best_train_nats`` without validation.
+    `loss` names the loss: ``best_val_nats``, or ``best_train_nats`` without validation. `settings` identifies the
+    job's whole config, of which `overrides` are only what was typed.
     """
 
     number: int
@@ -32,6 +33,7 @@ class JobRecord:
     folder: str  # within the sweep's
     status: Status = "waiting"
     model: str | None = None
+    settings: str = ""
     epoch: int = 0
     epochs: int | None = None
     loss: str = "best_val_nats"
@@ -48,13 +50,13 @@ class SweepFolder:
         self.path, self.jobs = path, path / ".jobs"
         self._looked, self._stopping = -LOOK, False
 
-    def create(self, command: dict[str, Any]) -> None:
+    def write_command(self, command: dict[str, Any]) -> None:
         """Write the sweep's command: its ``overrides``, those of Hydra itself (``hydra``), and those of each job."""
         self.jobs.mkdir(parents=True, exist_ok=True)
         replace_file(self.jobs / "sweep.json", json.dumps(command, indent=1).encode())
 
     def command(self) -> dict[str, Any] | None:
-        """What `create` wrote; None if this is no sweep."""
+        """What `write_command` wrote; None if this is no sweep."""
         content = _read(self.jobs / "sweep.json")
         return content if isinstance(content, dict) and isinstance(content.get("overrides"), list) else None
 
@@ -80,10 +82,10 @@ class SweepFolder:
             os.replace(temporary, path)
 
     def stop(self, signal: int) -> None:
-        """Ask every job to save and stop, and those that have not begun not to begin."""
-        with suppress(FileExistsError), (self.jobs / "stop").open("x") as file:
-            file.write(str(signal))
+        """Ask every job to save and stop, and those that have not begun not to begin. Raises nothing."""
         self._stopping = True
+        with suppress(OSError), (self.jobs / "stop").open("x") as file:
+            file.write(str(signal))
 
     def stopping(self) -> bool:
         """Whether somebody called `stop`, as of a moment ago."""
@@ -102,14 +104,13 @@ class SweepFolder:
         self._stopping, self._looked = False, -LOOK
 
 
-def open_sweep(path: Path) -> tuple[SweepFolder, dict[str, Any]]:
-    """The sweep in the folder `path`, and its command. Raises UsageError if there is none."""
-    sweep = SweepFolder(path)
-    command = sweep.command()
+def open_sweep(path: Path) -> dict[str, Any]:
+    """The command of the sweep in the folder `path`. Raises UsageError if there is none."""
+    command = SweepFolder(path).command()
     if command is None:
         more = "" if path.is_dir() else ", there is no such folder"
         raise UsageError(f"resume={path} is no sweep{more}: give a folder in sweeps/")
-    return sweep, command
+    return command
 
 
 def _read(path: Path) -> Any:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import math
 import os
-import shutil
 import signal
-import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from charlm.checkpoint.paths import model_name
 from charlm.errors import UsageError, first_line
-from charlm.run.compose import job_from_hydra
+from charlm.run.compose import Job, job_from_hydra, with_own_share
+from charlm.run.resume import holds_a_run
+from charlm.run.settings import Settings
 from charlm.run.tasks import perform
 from charlm.sweeps import watch
 from charlm.sweeps.folder import JobRecord, SweepFolder
 from charlm.training.interrupt import Interrupted
+
+PATIENCE = 60  # seconds to wait for a process that still trains this job, after the sweep's own was killed
+LOSSES = {"train": "best_val_nats", "lr_find": "smoothed_nats", "profile": "seconds_per_character"}
 
 
 def perform_job(config: DictConfig) -> float:
@@ -34,21 +42,28 @@ def perform_job(config: DictConfig) -> float:
     for one that was stopped.
     """
     hydra = HydraConfig.get()
-    # In the process that runs the sweep, the same object, so that a signal counts at once.
-    sweep = SweepFolder(Path(hydra.sweep.dir)) if watch.session is None else watch.session.sweep
-    number, overrides = int(hydra.job.num), unresolved(hydra.overrides.task)
-    folder = Path(os.path.relpath(hydra.runtime.output_dir))
+    sweep, stopping = in_this_process(Path(hydra.runtime.cwd, hydra.sweep.dir))
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    number, folder = int(hydra.job.num), Path(os.path.relpath(hydra.runtime.output_dir))
+    record = JobRecord(
+        number,
+        overrides,
+        os.path.relpath(folder, sweep.path),
+        "running",
+        model_name(hydra.runtime.choices.get("model"), overrides),
+        settings=fingerprint(config),
+        loss=LOSSES[config.task],
+    )
     earlier = sweep.read(number)
-    if earlier is not None and earlier.overrides == overrides and earlier.status == "finished":
+    same = earlier is not None and (earlier.settings, earlier.folder) == (record.settings, record.folder)
+    if same and earlier is not None and earlier.status == "finished":
         if (folder / "summary.json").is_file() or config.task != "train":
             return math.nan if earlier.nats is None else earlier.nats
-    if sweep.stopping():
+    if stopping():
+        with suppress(OSError):  # Hydra made it
+            folder.rmdir()
         return math.nan
-    model = model_name(hydra.runtime.choices.get("model"), overrides)
-    record = JobRecord(number, overrides, os.path.relpath(folder, sweep.path), "running", model)
-    started, ours = time.monotonic(), watch.session is not None
-    if not ours:
-        leave_interrupts_to_the_sweep()
+    started = time.monotonic()
 
     def report(progress: dict[str, Any], *, durable: bool = False) -> None:
         for name, value in progress.items():
@@ -56,18 +71,25 @@ def perform_job(config: DictConfig) -> float:
         with suppress(OSError):  # an observer
             sweep.write(record, durable=durable)
 
-    report({}, durable=True)
-    resumable = config.task == "train" and (folder / "checkpoints/last.ckpt").is_file()
-    if not resumable and earlier is not None and earlier.folder == record.folder not in (".", ""):
-        shutil.rmtree(folder, ignore_errors=True)  # left by this job, which was killed before its first checkpoint
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with output_to(folder / "train.log"):
-            settings, job = job_from_hydra(config)
-            job = replace(job, report=report, stopping=sweep.stopping, signals=not ours)
-            if resumable:
-                settings, job = settings.model_copy(update={"resume": str(folder)}), replace(job, number=None)
-            value = perform(settings, job)
+        with FileLock(sweep.jobs / f"{number}.lock", timeout=PATIENCE):
+            report({}, durable=True)
+            resumable = same and config.task == "train" and (folder / "checkpoints/last.ckpt").is_file()
+            if not resumable and earlier is not None and holds_a_run(folder):
+                set_aside(folder, sweep.path)
+            folder.mkdir(parents=True, exist_ok=True)
+            with output_to(folder / "train.log"):
+                settings, job = job_from_hydra(config)
+                # Signals are handled, see `in_this_process`, unless the sweep has no session.
+                signals = watch.session is None and not in_worker(sweep)
+                job = replace(job, report=report, stopping=stopping, signals=signals)
+                settings, job = shared(settings, job, sweep)
+                if resumable:
+                    settings, job = settings.model_copy(update={"resume": str(folder)}), replace(job, number=None)
+                value = perform(settings, job)
+    except Timeout:
+        report({"status": "failed", "error": "another process still trains this job"}, durable=True)
+        return math.inf
     except Interrupted as interrupted:
         sweep.stop(interrupted.number)
         report({"status": "interrupted"}, durable=True)
@@ -82,10 +104,54 @@ def perform_job(config: DictConfig) -> float:
     return value
 
 
-def unresolved(overrides: Any) -> list[str]:
-    """The overrides as they were typed."""
-    plain: Any = OmegaConf.to_container(overrides, resolve=False)
-    return list(plain)
+def in_this_process(path: Path) -> tuple[SweepFolder, Callable[[], bool]]:
+    """The sweep as this process sees it, and whether a job in it shall stop.
+
+    In the process that runs the sweep, a signal counts at once. A worker leaves Ctrl-C, which it gets as well, to that
+    process; stops when it is gone; and passes other signals on.
+    """
+    if watch.session is not None:
+        return watch.session.sweep, watch.session.sweep.stopping
+    sweep = SweepFolder(path)
+    if not in_worker(sweep):
+        return sweep, sweep.stopping
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        sweep.stop(number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    parent = os.getppid()
+    return sweep, lambda: sweep.stopping() or os.getppid() != parent
+
+
+def in_worker(sweep: SweepFolder) -> bool:
+    """Whether another process than the one that runs the sweep has begun this job."""
+    command = sweep.command()
+    return command is not None and command.get("pid") != os.getpid()
+
+
+def shared(settings: Settings, job: Job, sweep: SweepFolder) -> tuple[Settings, Job]:
+    """The settings and the job with their share of the machine, which is that of the sweep when it began."""
+    parallel = int((sweep.command() or {}).get("parallel") or 1)
+    return with_own_share(settings, parallel), replace(job, parallel=parallel)
+
+
+def fingerprint(config: DictConfig) -> str:
+    """What is equal for equal settings only."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def set_aside(folder: Path, sweep: Path) -> None:
+    """Rename the folder of a run that cannot be resumed: killed before its first checkpoint, or with other settings.
+
+    Nothing is deleted. A folder outside the sweep is left alone; the new run will refuse it.
+    """
+    if sweep.resolve() in folder.resolve().parents:
+        names = (folder.with_name(f"{folder.name}.old-{number}") for number in itertools.count(1))
+        folder.rename(next(name for name in names if not name.exists()))
 
 
 @contextmanager
@@ -101,9 +167,3 @@ def output_to(path: Path) -> Iterator[None]:
         except Exception:
             traceback.print_exc()
             raise
-
-
-def leave_interrupts_to_the_sweep() -> None:
-    """Ignore Ctrl-C in a worker process, which also gets it: the sweep tells the jobs to stop."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from charlm.checkpoint.storage import replace_file
 from charlm.errors import UsageError
@@ -37,14 +38,13 @@ def loss_name(records: Sequence[JobRecord]) -> str:
     return names.pop() if len(names) == 1 else "best_nats"
 
 
-def described(overrides: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
-    """Those of a job's `overrides` in which the `jobs` differ."""
-    names = differing([settings_of(job) for job in jobs])
-    return " ".join(override for override in overrides if override.partition("=")[0].lstrip("+~") in names)
+def described(overrides: Sequence[str], differing: Collection[str]) -> str:
+    """Those of a job's `overrides` that set an option in which the jobs differ."""
+    return " ".join(override for override in overrides if override.partition("=")[0].lstrip("+~") in differing)
 
 
 def rows(records: Sequence[JobRecord], loss: str) -> list[dict[str, Any]]:
-    """One row per job, the lowest loss first; jobs without a loss come last. `loss` is the name of its column."""
+    """One row per job: the finished ones, the lowest loss first, then the others. `loss` is the name of its column."""
     settings = {record.number: settings_of(record.overrides) for record in records}
     names = [name for name in differing(list(settings.values())) if name != "model"]
     made = [
@@ -61,7 +61,7 @@ def rows(records: Sequence[JobRecord], loss: str) -> list[dict[str, Any]]:
         }
         for record in records
     ]
-    return sorted(made, key=lambda row: (row[loss] is None, row[loss] or 0.0, row["job"]))
+    return sorted(made, key=lambda row: (row["status"] != "finished", row[loss] is None, row[loss] or 0.0, row["job"]))
 
 
 def over_seeds(table: Sequence[Mapping[str, Any]], loss: str) -> list[dict[str, Any]]:
@@ -118,15 +118,15 @@ def picture(sweep: Path, table: Sequence[Mapping[str, Any]]) -> bytes | None:
     return comparison(runs, settings) if runs else None
 
 
-def as_table(table: Sequence[Mapping[str, Any]], loss: str, most: int | None = None) -> Table:
-    """The rows for the terminal, at most `most` of them."""
+def as_table(table: Sequence[Mapping[str, Any]], loss: str) -> Table:
+    """The rows for the terminal."""
     names = [name for name in (table[0] if table else {}) if name not in ("error", "folder")]
     made = Table(box=None, pad_edge=False, header_style="bold cyan")
     for name in names:
         right = name in ("job", loss, "epochs", "seconds")
-        made.add_column("time" if name == "seconds" else name, justify="right" if right else "left")
-    for row in table[:most]:
-        made.add_row(*(_cell(name, row[name], loss) for name in names))
+        made.add_column(Text("time" if name == "seconds" else name), justify="right" if right else "left")
+    for row in table:
+        made.add_row(*(Text(_cell(name, row[name], loss)) for name in names))  # brackets are no markup
     return made
 
 
@@ -134,9 +134,10 @@ def as_seeds_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
     """The means over seeds for the terminal."""
     made = Table(box=None, pad_edge=False, header_style="bold cyan")
     for name in seeds[0]:
-        made.add_column(name, justify="right" if name in ("seeds", "mean", "standard deviation") else "left")
+        made.add_column(Text(name), justify="right" if name in ("seeds", "mean", "standard deviation") else "left")
     for group in seeds:
-        made.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value or "") for value in group.values()))
+        cells = (f"{value:.4f}" if isinstance(value, float) else str(value or "") for value in group.values())
+        made.add_row(*map(Text, cells))
     return made
 
 
@@ -144,5 +145,5 @@ def _cell(name: str, value: Any, loss: str) -> str:
     if value is None:
         return ""
     if name == loss:
-        return f"{value:.4f}"
+        return f"{value:.4f}" if value > 0.01 else f"{value:.3g}"
     return duration(value) if name == "seconds" else str(value)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,18 +18,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
-from charlm.checkpoint.paths import quoted
-from charlm.cli import fail, quick_imports
-from charlm.errors import UsageError
+from charlm.checkpoint.paths import program, quoted
+from charlm.cli import DEBUG, fail, quick_imports
+from charlm.errors import UsageError, first_line
 from charlm.output import counted, duration, print_table
+from charlm.run.suggest import explain
 from charlm.sweeps import results
+from charlm.sweeps.command import split
 from charlm.sweeps.folder import JobRecord, SweepFolder
 from charlm.training.interrupt import Interrupted
 
@@ -39,12 +46,16 @@ class Watch(Callback):
     """Tells Hydra to open a `Session` before the jobs of a multirun. It has no state, because Hydra pickles it."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the session. Ends the program if that is impossible."""
+        """Open the session. Ends the program if that is impossible: of an exception, Hydra would make a warning."""
         global session
         try:
             session = Session(config)
-        except UsageError as error:
-            fail(str(error))
+        except Exception as error:
+            with suppress(OSError):
+                Path(str(config.hydra.sweep.dir)).rmdir()  # if it is empty
+            if DEBUG:
+                raise
+            fail(str(error) if isinstance(error, UsageError) else explain(error) or first_line(error))
 
 
 class Session:
@@ -54,26 +65,25 @@ class Session:
     """
 
     def __init__(self, config: DictConfig) -> None:
-        self.sweep = SweepFolder(Path(str(config.hydra.sweep.dir)))
-        typed = OmegaConf.to_container(config.hydra.overrides, resolve=False)
-        assert isinstance(typed, dict)
-        self.command = {"overrides": typed["task"], "hydra": typed["hydra"], "jobs": jobs(config), "ended": False}
-        self._check()
-        check_jobs(str(config.hydra.job.config_name), self.command["jobs"])
-        self.lock = FileLock(self.sweep.jobs / "lock", timeout=0)
+        self.sweep, self.signal = SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()), 0
+        self.shown_path = os.path.relpath(self.sweep.path)
+        self.console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+        self.errors = sys.stderr  # jobs send their own to a file
+        with self.console.status("checking the settings of all jobs"):
+            self.command = self._command(config)
+        self.lock = FileLock(self.sweep.jobs / "lock", timeout=2)
         self.sweep.jobs.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire()
         except Timeout:
-            raise UsageError(f"{self.sweep.path} is run by another process: wait for it, or stop it") from None
-        self.sweep.create(self.command)
+            raise UsageError(f"{self.shown_path} is run by another process: wait for it, or stop it") from None
+        self.sweep.write_command(self.command)
         self.sweep.go_on()
         for record in self.sweep.records().values():
             if record.status == "running":  # when it was killed
                 record.status = "interrupted"
                 self.sweep.write(record)
-        self.console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
-        self._said: dict[int, str] = {}
+        self._said = {record.number: record.status for record in self.sweep.records().values()}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._before: dict[int, Any] = {}
@@ -83,21 +93,35 @@ class Session:
             self._before = {number: signal.signal(number, self._note) for number in numbers}
         self._thread.start()
 
-    def _check(self) -> None:
-        """Raise UsageError if the folder holds another sweep."""
-        earlier = self.sweep.command()
-        if earlier is not None and earlier["overrides"] != self.command["overrides"]:
+    def _command(self, config: DictConfig) -> dict[str, Any]:
+        """The content of ``sweep.json``. Raises UsageError if the folder holds another sweep, or a job is invalid."""
+        typed: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+        made, earlier = jobs(config), self.sweep.command()
+        if earlier is not None and (earlier["overrides"], earlier["jobs"]) != (typed["task"], made):
             raise UsageError(
-                f"{self.sweep.path} holds another sweep ({' '.join(map(str, earlier['overrides']))}): choose another "
-                f"hydra.sweep.dir, or go on with python train.py -m resume={self.sweep.path}"
+                f"{self.shown_path} holds another sweep ({' '.join(map(str, earlier['overrides']))}): choose another "
+                f"hydra.sweep.dir, or go on with python train.py -m resume={self.shown_path}"
             )
+        search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
+        check_jobs(str(config.hydra.job.config_name), search, made)
+        return {
+            "overrides": typed["task"],
+            "hydra": typed["hydra"],
+            "flags": split(sys.argv[1:])[0][1:],
+            "jobs": made,
+            # It decides about the number of threads, and so about the last bits of the results.
+            "parallel": earlier["parallel"] if earlier is not None else jobs_at_once(config.hydra.launcher, len(made)),
+            "pid": os.getpid(),
+            "ended": False,
+        }
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The first signal asks the jobs to stop, a second one stops the program."""
-        if self.sweep.stopped_by() is not None:
+        if self.signal:
             raise KeyboardInterrupt
+        self.signal = number
         self.sweep.stop(number)
-        print("\nstopping the jobs after this step; interrupt again to stop at once", file=sys.__stderr__)
+        print("\nstopping the jobs after this step; interrupt again to stop at once", file=self.errors)
 
     def records(self) -> list[JobRecord]:
         """The records of all jobs; of those that have not begun, empty ones."""
@@ -107,9 +131,14 @@ class Session:
             found.setdefault(number, JobRecord(number, overrides, "", model=model))
         return [found[number] for number in sorted(found)]
 
+    @cached_property
+    def differing(self) -> list[str]:
+        """The options in which the jobs differ."""
+        return results.differing([results.settings_of(job) for job in self.command["jobs"]])
+
     def described(self, record: JobRecord) -> str:
         """The settings in which a job differs from the others."""
-        return results.described(record.overrides, self.command["jobs"])
+        return results.described(record.overrides, self.differing)
 
     def _watch(self) -> None:
         if not self.console.is_terminal:
@@ -122,7 +151,7 @@ class Session:
         )
         with live:
             while not self._end.wait(REFRESH):
-                live.update(live_table(self.records(), self.console.height - 3), refresh=True)
+                live.update(live_table(self.records(), self.differing, self.console.height - 3), refresh=True)
 
     def _say(self, records: list[JobRecord]) -> None:
         """One line for every job that began or ended."""
@@ -139,30 +168,43 @@ class Session:
             self.console.print(line, markup=False, soft_wrap=True)
 
     def close(self) -> list[JobRecord]:
-        """Stop watching, write and print the results, and release the sweep. Returns the records."""
+        """Stop watching, print and write the results, and release the sweep. Returns the records."""
         self._end.set()
         self._thread.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         records = self.records()
+        for record in records:
+            if record.status == "running":  # its process was killed
+                record.status = "interrupted"
+                with suppress(OSError):
+                    self.sweep.write(record)
         if not self.console.is_terminal:
             self._say(records)
-        begun = [record for record in records if record.status != "waiting"]
-        complete = len(begun) == len(records) and all(r.status in ("finished", "failed") for r in records)
-        self.sweep.create({**self.command, "ended": complete})
-        if begun:
-            loss = results.loss_name(records)
-            table = results.rows(records, loss)
-            seeds = results.over_seeds(table, loss)
-            results.write_results(self.sweep, table, seeds)
-            self.console.print()
-            print_table(self.console, results.as_table(table, loss))
-            if seeds:
-                self.console.print()
-                print_table(self.console, results.as_seeds_table(seeds))
-            self.console.print(f"\nresults   {self.sweep.path / 'results.csv'}, .json and losses.png", soft_wrap=True)
+        if any(record.status != "waiting" for record in records):
+            self._report(records)
+        with suppress(OSError):
+            complete = all(record.status == "finished" for record in records)
+            self.sweep.write_command({**self.command, "ended": complete})
         self.lock.release()
         return records
+
+    def _report(self, records: list[JobRecord]) -> None:
+        loss = results.loss_name(records)
+        table = results.rows(records, loss)
+        seeds = results.over_seeds(table, loss)
+        self.console.print()
+        print_table(self.console, results.as_table(table, loss))
+        if seeds:
+            self.console.print()
+            print_table(self.console, results.as_seeds_table(seeds))
+        try:
+            results.write_results(self.sweep, table, seeds)
+        except OSError as error:
+            print(f"warning: {self.shown_path} has no results: {error.strerror or error}", file=self.errors)
+        else:
+            text = f"\nresults   {os.path.join(self.shown_path, 'results.csv')}, .json and losses.png"
+            self.console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -171,21 +213,32 @@ def sweeping() -> Iterator[None]:
 
     Raises Interrupted for a sweep that was stopped, and UsageError if jobs failed.
     """
+    broken = False
     try:
         yield
+    except BrokenProcessPool:
+        broken = True
     finally:
         if session is not None:
             records = session.close()
+            again = f"python {program('train.py')} -m {shlex.quote(f'resume={quoted(session.shown_path)}')}"
+            if any(record.status in ("waiting", "interrupted") for record in records) and not broken:
+                print(f"go on with\n  {again}", file=sys.stderr)
     if session is None:
         return
-    again = f"go on with\n  python train.py -m {shlex.quote(f'resume={quoted(str(session.sweep.path))}')}"
-    if (number := session.sweep.stopped_by()) is not None:
-        print(again, file=sys.stderr)
-        raise Interrupted(number)
+    if session.signal:
+        raise Interrupted(session.signal)
+    if broken:
+        raise UsageError(
+            "the process of a job was killed, perhaps because the memory was full: lower hydra.launcher.n_jobs, and go "
+            f"on with {again}"
+        )
     if failed := [record for record in records if record.status == "failed"]:
         for record in failed:
             print(f"error: job {record.number} ({session.described(record)}): {record.error}", file=sys.stderr)
-        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, {again}")
+        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, go on with {again}")
+    if (number := session.sweep.stopped_by()) is not None:  # a worker got a signal
+        raise Interrupted(number)
 
 
 def jobs(config: DictConfig) -> list[list[str]]:
@@ -194,42 +247,57 @@ def jobs(config: DictConfig) -> list[list[str]]:
         return []
     arguments = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    parsed = OverridesParser.create().parse_overrides([*arguments, *typed])
-    (batch,) = BasicSweeper.split_arguments(parsed, None)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*arguments, *typed]), None)
     return batch
 
 
-def check_jobs(name: str, jobs: list[list[str]]) -> None:
+def check_jobs(name: str, search: list[str], jobs: list[list[str]]) -> None:
     """Raise UsageError if the settings of a job are invalid: at once, not after the jobs before it."""
     with quick_imports():  # PyTorch is slow to load
         from charlm.run.compose import checked_settings
 
     for number, overrides in enumerate(jobs):
         try:
-            checked_settings(compose(name, overrides))
+            checked_settings(compose(name, [*search, *overrides]))
         except UsageError as error:
-            raise UsageError(f"job {number} of {len(jobs)} ({results.described(overrides, jobs)}): {error}") from None
+            differing = results.differing([results.settings_of(job) for job in jobs])
+            described = results.described(overrides, differing)
+            raise UsageError(f"job {number} of {len(jobs)} ({described}): {error}") from None
 
 
-def live_table(records: list[JobRecord], height: int) -> Group:
+def jobs_at_once(launcher: Mapping[str, Any], count: int) -> int:
+    """How many of `count` jobs the launcher runs at once on this machine. Raises UsageError for none."""
+    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
+        return 1
+    from charlm.run.compose import cores
+
+    asked = launcher.get("n_jobs")
+    if asked == 0:
+        raise UsageError("hydra.launcher.n_jobs=0 runs nothing: give the number of jobs at once, or -1 for all cores")
+    at_once = 1 if asked is None else int(asked) if asked > 0 else cores() + 1 + int(asked)
+    return max(1, min(at_once, count or at_once))
+
+
+def live_table(records: list[JobRecord], differing: list[str], height: int) -> Group:
     """The jobs that run, then those that ended, as many as fit, and how many there are of each kind."""
     begun = [record for record in records if record.status != "waiting"]
     latest = sorted(begun, key=lambda record: record.number, reverse=True)
     shown = sorted(latest, key=lambda record: ORDER[record.status])[: max(height - 2, 1)]
-    names = results.differing([results.settings_of(record.overrides) for record in records])
-    made = results.Table(box=None, pad_edge=False, header_style="bold cyan")
-    for name in ("job", *names, "epoch", "best loss", "left"):
-        made.add_column(name, justify="left" if name in names else "right", no_wrap=True)
+    made = Table(box=None, pad_edge=False, header_style="bold cyan")
+    for name in ("job", *differing, "epoch", "best loss", "left"):
+        made.add_column(Text(name), justify="left" if name in differing else "right", no_wrap=True)
     for record in shown:
         settings = results.settings_of(record.overrides)
         left = record.status if record.status != "running" else "" if record.left is None else duration(record.left)
-        made.add_row(
+        cells = [
             str(record.number),
-            *(settings.get(name, "") for name in names),
+            *(settings.get(name, "") for name in differing),
             f"{record.epoch}/{record.epochs or '?'}",
             "" if record.nats is None else f"{record.nats:.4f}",
             left,
-        )
+        ]
+        made.add_row(*map(Text, cells))
     counts = {status: sum(record.status == status for record in records) for status in ORDER}
     line = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     return Group(made, Text(line, style="dim"))

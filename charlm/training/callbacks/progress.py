@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -41,17 +42,16 @@ class Progress(pl.Callback):
     def _tell(self, trainer: pl.Trainer) -> None:
         self._told = now = monotonic()
         steps, total = trainer.global_step - self._first, float(trainer.estimated_stepping_batches)
-        rows, loss, best = self.history.rows, "best_val_nats", self.history.best_nats
-        if not (trainer.enable_validation and any(trainer.num_val_batches)):
-            loss, best = "best_train_nats", min((row["train_nats"] for row in rows), default=math.inf)
         left = (total - trainer.global_step) * (now - self._began) / steps if steps and math.isfinite(total) else None
-        self.report(
-            {
-                "epoch": len(rows),
-                "epochs": trainer.max_epochs,
-                "loss": loss,
-                "nats": best if math.isfinite(best) else None,
-                "seconds": self.history.earlier_seconds + now - self._began,
-                "left": left,
-            }
-        )
+        seconds = self.history.earlier_seconds + now - self._began
+        with suppress(Exception):  # an observer
+            self.report({**state(self.history, trainer), "seconds": seconds, "left": left})
+
+
+def state(history: History, trainer: pl.Trainer) -> dict[str, Any]:
+    """The epochs and the best loss so far."""
+    loss, best = "best_val_nats", history.best_nats
+    if not trainer.enable_validation:
+        loss, best = "best_train_nats", min((row["train_nats"] for row in history.rows), default=math.inf)
+    nats = best if math.isfinite(best) else None
+    return {"epoch": len(history.rows), "epochs": trainer.max_epochs, "loss": loss, "nats": nats}
