@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not output.absolute().parent.is_dir():
         raise UsageError(f"--output={output}: there is no folder {output.parent}, create it first")
     tables, without = {}, []
-    for given in map(Path, args.runs):
+    paths = list(map(Path, args.runs))
+    if any(path.is_dir() for path in paths):  # sweeps/*/* has the results and the picture of the sweep, too
+        paths = [path for path in paths if path.is_dir() or path.name == "metrics.csv" or not path.exists()]
+    for given in paths:
         path = given / "metrics.csv" if given.is_dir() else given
         if not given.exists():
             raise UsageError(f"there is no {given}: give run folders, such as runs/*")

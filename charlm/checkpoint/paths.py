@@ -120,6 +120,8 @@ def find_checkpoint(where: StrPath | None = None) -> Path:
             return path
         found = [path / folder / f"{name}.ckpt" for folder in ("checkpoints", ".") for name in ("best", "last")]
         found = [file for file in found if file.is_file()]
+        if not found and (path / ".jobs/sweep.json").is_file():
+            raise UsageError(f"{path} is a sweep: give the folder of one of its jobs, see {path}/results.csv")
         if not found:
             raise UsageError(f"{path} is a folder without checkpoints/best.ckpt: give a run folder or a .ckpt file")
         return found[0]

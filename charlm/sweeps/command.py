@@ -50,7 +50,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         found: dict[str, Any] = SweepFolder(path).command() or {"overrides": None}
         same = (found["overrides"], found.get("flags")) == (task, flags[1:])
         if same and not found.get("ended") and not locked(path):
-            print(f"going on with {path}, which is not finished (hydra.sweep.dir=FOLDER starts anew)", file=sys.stderr)
+            note = f"going on with {path}, which is not finished (hydra.sweep.dir=FOLDER starts anew)"
+            print(note, file=sys.stderr, flush=True)  # before the live table is drawn
             return [*arguments, f"hydra.sweep.dir={quoted(str(path))}"]
     return list(arguments)
 

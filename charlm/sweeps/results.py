@@ -119,12 +119,18 @@ def picture(sweep: Path, table: Sequence[Mapping[str, Any]]) -> bytes | None:
 
 
 def as_table(table: Sequence[Mapping[str, Any]], loss: str) -> Table:
-    """The rows for the terminal."""
+    """The rows for the terminal, without columns that tell nothing."""
     names = [name for name in (table[0] if table else {}) if name not in ("error", "folder")]
+    if {row["status"] for row in table} == {"finished"}:
+        names.remove("status")
+    if len({row["model"] for row in table}) == 1:
+        names.remove("model")
     made = Table(box=None, pad_edge=False, header_style="bold cyan")
     for name in names:
         right = name in ("job", loss, "epochs", "seconds")
-        made.add_column(Text("time" if name == "seconds" else name), justify="right" if right else "left")
+        made.add_column(
+            Text("time" if name == "seconds" else name), justify="right" if right else "left", overflow="fold"
+        )
     for row in table:
         made.add_row(*(Text(_cell(name, row[name], loss)) for name in names))  # brackets are no markup
     return made

@@ -67,6 +67,7 @@ class Session:
     def __init__(self, config: DictConfig) -> None:
         self.sweep, self.signal = SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()), 0
         self.shown_path = os.path.relpath(self.sweep.path)
+        self.again = f"python {program('train.py')} -m {shlex.quote(f'resume={quoted(self.shown_path)}')}"
         self.console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
         self.errors = sys.stderr  # jobs send their own to a file
         with self.console.status("checking the settings of all jobs"):
@@ -100,7 +101,7 @@ class Session:
         if earlier is not None and (earlier["overrides"], earlier["jobs"]) != (typed["task"], made):
             raise UsageError(
                 f"{self.shown_path} holds another sweep ({' '.join(map(str, earlier['overrides']))}): choose another "
-                f"hydra.sweep.dir, or go on with python train.py -m resume={self.shown_path}"
+                f"hydra.sweep.dir, or go on with {self.again}"
             )
         search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
         check_jobs(str(config.hydra.job.config_name), search, made)
@@ -221,9 +222,8 @@ def sweeping() -> Iterator[None]:
     finally:
         if session is not None:
             records = session.close()
-            again = f"python {program('train.py')} -m {shlex.quote(f'resume={quoted(session.shown_path)}')}"
             if any(record.status in ("waiting", "interrupted") for record in records) and not broken:
-                print(f"go on with\n  {again}", file=sys.stderr)
+                print(f"go on with\n  {session.again}", file=sys.stderr)
     if session is None:
         return
     if session.signal:
@@ -231,12 +231,12 @@ def sweeping() -> Iterator[None]:
     if broken:
         raise UsageError(
             "the process of a job was killed, perhaps because the memory was full: lower hydra.launcher.n_jobs, and go "
-            f"on with {again}"
+            f"on with {session.again}"
         )
     if failed := [record for record in records if record.status == "failed"]:
         for record in failed:
             print(f"error: job {record.number} ({session.described(record)}): {record.error}", file=sys.stderr)
-        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, go on with {again}")
+        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, go on with {session.again}")
     if (number := session.sweep.stopped_by()) is not None:  # a worker got a signal
         raise Interrupted(number)
 

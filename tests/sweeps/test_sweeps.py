@@ -21,6 +21,9 @@ from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 
+import charlm
+from charlm.errors import UsageError
+from charlm.plot import main
 from charlm.run.compose import cores
 from charlm.run.suggest import explain
 from charlm.sweeps import results
@@ -68,8 +71,13 @@ def test_a_sweep_ends_with_a_sorted_table_and_means_over_seeds(base: list[str], 
     assert mean["mean"] == pytest.approx(sum(two) / 2)
     assert mean["standard deviation"] == pytest.approx(abs(two[0] - two[1]) / 2**0.5)
     assert (sweep / "losses.png").read_bytes().startswith(b"\x89PNG")
-    printed = [line.split()[0] for line in done.out.splitlines() if line.endswith(" finished")]
-    assert printed == [row["job"] for row in rows] and "Traceback" not in done.out
+    lines = done.out.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.split()[:2] == ["job", "model"])
+    assert lines[begin].split() == ["job", "model", "optimizer.lr", "seed", "best_val_nats", "epochs", "time"]
+    assert [line.split()[0] for line in lines[begin + 1 : begin + 9]] == [row["job"] for row in rows]
+    main([str(path) for path in sweep.glob("*")] + ["--output", str(tmp_path / "all.png")])
+    with pytest.raises(UsageError, match="is a sweep: give the folder of one of its jobs"):
+        charlm.load(sweep)
     assert not any(line != line.rstrip() for line in done.out.splitlines())
     assert len(done.out.splitlines()) < 8 * 2 + 8 + 16
 
@@ -232,7 +240,7 @@ def test_values_with_brackets_are_shown(base: list[str], tmp_path: Path) -> None
     sweep = tmp_path / "sweep"
     grid = ["callbacks=[default],[ema]", *base, f"hydra.sweep.dir={sweep}"]
     done = program("train.py", "-m", *grid, env=environment(tmp_path))
-    assert done.status == 0 and "[default]" in done.out.splitlines()[-3] + done.out.splitlines()[-4], done
+    assert done.status == 0 and "[default]" in done.out.split("best_val_nats")[1], done
 
 
 def test_a_search_for_learning_rates_is_a_sweep_too(base: list[str], tmp_path: Path) -> None:
