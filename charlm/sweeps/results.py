@@ -128,9 +128,8 @@ def as_table(table: Sequence[Mapping[str, Any]], loss: str) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold cyan")
     for name in names:
         right = name in ("job", loss, "epochs", "seconds")
-        made.add_column(
-            Text("time" if name == "seconds" else name), justify="right" if right else "left", overflow="fold"
-        )
+        title = Text("time" if name == "seconds" else name)
+        made.add_column(title, justify="right" if right else "left", overflow="fold")
     for row in table:
         made.add_row(*(Text(_cell(name, row[name], loss)) for name in names))  # brackets are no markup
     return made

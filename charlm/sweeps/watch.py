@@ -67,6 +67,8 @@ class Session:
     def __init__(self, config: DictConfig) -> None:
         self.sweep, self.signal = SweepFolder(Path(str(config.hydra.sweep.dir)).absolute()), 0
         self.shown_path = os.path.relpath(self.sweep.path)
+        if "/" not in self.shown_path:
+            self.shown_path = f"./{self.shown_path}"  # needs no quotes in an override
         self.again = f"python {program('train.py')} -m {shlex.quote(f'resume={quoted(self.shown_path)}')}"
         self.console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
         self.errors = sys.stderr  # jobs send their own to a file
