@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from charlm.checkpoint.paths import made, model_name, removed_if_empty, run_folder, run_name
+from charlm.checkpoint.paths import made, model_name, removed_if_empty, run_folder, run_name, top_folder
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
 from charlm.run.suggest import arguments
@@ -23,7 +23,7 @@ def chosen_model(choice: str, overrides: ListConfig) -> str:
     return model_name(choice, plain)
 
 
-for resolver in (run_folder, run_name, chosen_model):  # for hydra.run.dir
+for resolver in (run_folder, run_name, chosen_model, top_folder):  # for hydra.run.dir
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("sweep_folder", made, replace=True, use_cache=True)  # the jobs are told the result
 
@@ -38,7 +38,10 @@ def main(config: DictConfig) -> float:
                 from charlm.run.compose import job_from_hydra
                 from charlm.run.tasks import perform
                 from charlm.sweeps.job import perform_job
+                from charlm.sweeps.search import search
 
+            if config.task == "search":
+                return search(*job_from_hydra(config)).nats
             return perform_job(config) if job.mode == RunMode.MULTIRUN else perform(*job_from_hydra(config))
     except UsageError as error:
         fail(str(error))

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from charlm.run.lr_find import RangeResult
     from charlm.run.profile import ProfileResult
     from charlm.run.result import Result
+    from charlm.sweeps.search_results import SearchResult
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
-__all__ = ["UsageError", "average", "load", "lr_find", "profile", "train"]
+__all__ = ["UsageError", "average", "load", "lr_find", "profile", "search", "train"]
 
 
 def load(path: StrPath | Sequence[StrPath] | None = None, trust: Iterable[str] = ()) -> LanguageModel:
@@ -90,3 +91,25 @@ def profile(*overrides: str, folder: str | Path | None = None) -> ProfileResult:
     settings, job = compose_job([*overrides, "task=profile"], folder)
     with removed_if_empty(job.folder, new=folder is None):
         return profile(settings, job)
+
+
+def search(*overrides: str, folder: str | Path | None = None) -> SearchResult:
+    """Search for the best settings as ``python train.py task=search`` does; the arguments are those of `train`.
+
+    `folder` is that of the search, or of one that goes on with the same overrides; ``"resume=FOLDER"`` goes on, too.
+    """
+    from charlm.run.compose import compose_job
+    from charlm.sweeps.command import resumed_search
+    from charlm.sweeps.search import search
+    from charlm.training.interrupt import Interrupted
+
+    if resumed := resumed_search(overrides):
+        overrides, folder = (tuple(resumed[0]), resumed[1])
+    elif "task=search" not in overrides:
+        overrides = (*overrides, "task=search")
+    settings, job = compose_job(overrides, folder)
+    try:
+        with removed_if_empty(job.folder, new=folder is None):
+            return search(settings, job)
+    except Interrupted as interrupted:
+        raise KeyboardInterrupt from interrupted

@@ -24,10 +24,15 @@ def run_folder(resume: object, fresh: str) -> str:
     return str(folder) if folder.is_dir() else "."
 
 
+def top_folder(task: str) -> str:
+    """The folder in which new folders are made: that of searches, or that of runs."""
+    return "searches" if task == "search" else "runs"
+
+
 def run_name(task: str, init_from: object, model: str) -> str:
     """What the name of a new run's folder says about it besides its text."""
     name = model if init_from is None else "finetuned"  # the model is that of a file
-    return name if task == "train" else f"{task}_{name}"
+    return name if task in ("train", "search") else f"{task}_{name}"
 
 
 def model_name(choice: object, overrides: Iterable[str]) -> str:
@@ -125,8 +130,10 @@ def find_checkpoint(where: StrPath | None = None) -> Path:
         if not found:
             raise UsageError(f"{path} is a folder without checkpoints/best.ckpt: give a run folder or a .ckpt file")
         return found[0]
-    patterns = ("runs/*/checkpoints/*.ckpt", "sweeps/*/*/checkpoints/*.ckpt")
+    patterns = ("runs/*/checkpoints/*.ckpt", "sweeps/*/*/checkpoints/*.ckpt", "searches/*/*/checkpoints/*.ckpt")
     newest = max((f for p in patterns for f in Path().glob(p)), key=lambda f: f.stat().st_mtime, default=None)
     if newest is None:
-        raise UsageError("there is no run in runs/ or sweeps/ here: train one with train.py or give --checkpoint FILE")
+        raise UsageError(
+            "there is no run in runs/, sweeps/ or searches/ here: train one with train.py or give --checkpoint FILE"
+        )
     return find_checkpoint(newest.parent.parent)

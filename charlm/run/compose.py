@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from charlm.checkpoint.paths import folder_of, made, model_name, run_name
+from charlm.checkpoint.paths import folder_of, made, model_name, run_name, top_folder
 from charlm.errors import UsageError, first_line
 from charlm.run.settings import Settings, check_settings
 from charlm.run.suggest import CONF, explain, readable
@@ -30,8 +32,9 @@ class Job:
 
     `number` and `sweep`, a folder, identify a job of a multirun, of which so many as `parallel` run at once on this
     machine. `report` is told how far the run is, and `stopping` is asked whether it shall stop; `signals` says whether
-    the run itself handles them. `substitute` composes
-    the settings with a corpus that needs no download; it is None if the user or an experiment names the corpus.
+    the run itself handles them. A search's `hopeless` is told the number and the loss of each validation, and says
+    whether the run shall end. `substitute` composes the settings with a corpus that needs no download; it is None if
+    the user or an experiment names the corpus.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class Job:
     report: Callable[[dict[str, Any]], None] | None = None
     stopping: Callable[[], bool] = lambda: False
     signals: bool = True
+    hopeless: Callable[[int, float], bool] | None = None
     substitute: Callable[[], Settings] | None = None
     hydra: dict[str, Any] | None = None  # Hydra's own config, for .hydra/hydra.yaml
 
@@ -100,7 +104,7 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
     given = readable(overrides, python=True)
     if hydra := [override for override in given if override.lstrip("+~").startswith("hydra.run.")]:
         raise UsageError(f"{hydra[0]} has no effect in Python: give folder=")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with fresh_hydra(), initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose("train", given, return_hydra_config=True)
         except Exception as error:
@@ -117,8 +121,19 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
         folder = own
     elif folder is None:
         name = run_name(settings.task, settings.init_from, model)
-        folder = made(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_{settings.data.name}")
+        folder = made(f"{top_folder(settings.task)}/{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_{settings.data.name}")
     return settings, Job(Path(folder), given, model, substitute=substitution("train", given, experiment))
+
+
+@contextmanager
+def fresh_hydra() -> Iterator[None]:
+    """Set aside Hydra's global state, which train.py has and a search in it needs afresh for every trial."""
+    before = get_gh_backup()
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        restore_gh_from_backup(before)
 
 
 def substitution(name: str | None, overrides: list[str], experiment: object) -> Callable[[], Settings] | None:

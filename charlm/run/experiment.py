@@ -43,6 +43,7 @@ from charlm.training.callbacks.early_stopping import EarlyStopping
 from charlm.training.callbacks.history import History
 from charlm.training.callbacks.picture import LossPicture
 from charlm.training.callbacks.progress import Progress, state
+from charlm.training.callbacks.pruning import Pruning
 from charlm.training.callbacks.samples import Samples
 from charlm.training.callbacks.terminal import Terminal, report
 from charlm.training.interrupt import Interrupt
@@ -87,7 +88,8 @@ def run(settings: Settings, job: Job) -> Result:
         Terminal(console, built.header, history, samples),
         LossPicture(folder / "loss.png", history, store),
     )
-    callbacks = [guard, history, *observers.values(), terminal, curves, checkpoints]
+    pruning = [Pruning(job.hopeless)] if job.hopeless is not None and validate else []
+    callbacks = [guard, history, *observers.values(), *pruning, terminal, curves, checkpoints]
     if job.report is not None:
         callbacks.append(Progress(history, job.report))
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
@@ -110,7 +112,8 @@ def run(settings: Settings, job: Job) -> Result:
                     "trainer.limit_train_batches or overfit_batches: these limits leave no batch to train on"
                 )
             validate = math.isfinite(history.best_nats)
-            stopped = next((c.reason for c in observers.values() if isinstance(c, EarlyStopping) and c.reason), None)
+            stoppers = (c for c in [*observers.values(), *pruning] if isinstance(c, EarlyStopping | Pruning))
+            stopped = next((c.reason for c in stoppers if c.reason), None)
             more = f"trainer.max_epochs={built.epochs + 1} or more continues it"
             if settings.trainer.max_steps == trainer.global_step:
                 more = f"trainer.max_steps={settings.trainer.max_steps} ended it, and only a new run can be longer"
@@ -138,6 +141,7 @@ def run(settings: Settings, job: Job) -> Result:
             **({} if test_nats is None else {"test_nats": test_nats}),
             **combined,
             **facts(history, trainer, model, seconds),
+            **({"pruned": pruning[0].reason} if pruning and pruning[0].reason else {}),
             "model": record["model"],
             "overrides": record["overrides"],
             "learning_rate": settings.optimizer.get("lr"),

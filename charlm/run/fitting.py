@@ -80,7 +80,7 @@ def resumable(command: str, checkpoints: Checkpoints) -> Iterator[None]:
         yield
     except Diverged as error:
         kept = [os.path.relpath(path) for path in (checkpoints.best, checkpoints.last) if path.exists()]
-        raise UsageError(f"{error}; checkpoints from before: {', '.join(kept)}") from None
+        raise Diverged(f"{error}; checkpoints from before: {', '.join(kept)}") from None
     except UsageError:
         raise
     except BaseException:

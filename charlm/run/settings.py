@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from charlm.data.options import DataOptions, Size
 from charlm.errors import OptionError
 from charlm.options import Count, NonNegative, Options, PositiveInt, Seed, Text
+from charlm.run.search_options import SearchOptions
 from charlm.run.suggest import CONF, did_you_mean
 from charlm.training.callbacks.checkpoints import CheckpointOptions
 from charlm.training.objective import Objective
@@ -159,8 +160,8 @@ class Settings(Options):
 
     seed: Seed
     """Seed of weights, dropout, shuffling, jitter and random splits."""
-    task: Literal["train", "lr_find", "profile"] = "train"
-    """Train; or find a learning rate by a range test; or show where the time of training goes."""
+    task: Literal["train", "lr_find", "profile", "search"] = "train"
+    """Train; or find a learning rate by a range test; show where the time goes; search for the best settings."""
     resume: Text | None = None
     """A run folder, or a .ckpt file in its checkpoints: resume that run, in its folder and with its own settings."""
     init_from: Text | None = None
@@ -181,6 +182,7 @@ class Settings(Options):
     parameter_groups: ParameterGroups = ParameterGroups()
     lr_find: RangeOptions = RangeOptions()
     profile: ProfileOptions = ProfileOptions()
+    search: SearchOptions = SearchOptions()
 
     @model_validator(mode="after")
     def _path_is_read(self) -> Settings:

@@ -17,11 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
-import charlm
 from charlm.checkpoint.paths import quoted
 from charlm.errors import UsageError
 
-CONF = Path(charlm.__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 FLAGS = (  # Hydra's: https://hydra.cc/docs/advanced/hydra-command-line-flags
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),

@@ -10,11 +10,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from charlm.checkpoint.paths import quoted
+from charlm.checkpoint.paths import quoted, resume_command
 from charlm.errors import UsageError
 from charlm.sweeps.folder import SweepFolder, open_sweep
 
 TAKE_A_VALUE = ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "-p", "--package")
+EXTENDABLE = ("trials", "minutes")  # the options of a search that may change when it goes on
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
@@ -24,7 +25,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     """
     flags, hydra, task = split(arguments)
     if "-m" not in flags:
-        return list(arguments)
+        return expanded_search(arguments)
     asked = [argument for argument in task if name_of(argument) == "resume"]
     folders = [argument for argument in hydra if name_of(argument) == "hydra.sweep.dir"]
     if asked:
@@ -73,6 +74,58 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 def name_of(override: str) -> str:
     """The option that an override sets."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def expanded_search(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the folder and the command of the search that goes on; others as they are.
+
+    Raises UsageError for a change of what its trials are.
+    """
+    if resumed := resumed_search(arguments):
+        return [*resumed[0], f"hydra.run.dir={quoted(str(resumed[1]))}"]
+    if any(argument.startswith(("resume=", "hydra.run.dir=")) for argument in arguments):
+        return list(arguments)
+    task = [argument for argument in arguments if not argument.lstrip("+~").startswith("hydra")]
+    for found in sorted(Path("searches").glob("*/.jobs/search.json"), reverse=True):
+        path = found.parents[1]
+        command = SweepFolder(path, "search").command()
+        if command and command["overrides"] == task and not command.get("ended"):
+            print(f"going on with {path}, which is not finished (hydra.run.dir=FOLDER starts anew)", file=sys.stderr)
+            return [*arguments, f"hydra.run.dir={quoted(str(path))}"]
+    return list(arguments)
+
+
+def resumed_search(arguments: Sequence[str]) -> tuple[list[str], Path] | None:
+    """The overrides and the folder of the search that ``resume=`` names; None if it names none.
+
+    Raises UsageError for a change of what its trials are.
+    """
+    asked = [argument.removeprefix("resume=").strip("'\"") for argument in arguments if argument.startswith("resume=")]
+    path = Path(asked[-1]) if asked else Path()
+    command = SweepFolder(path, "search").command() if asked else None
+    if command is None:
+        return None
+    more = [argument for argument in arguments if not argument.startswith("resume=")]
+    if others := [argument for argument in without_limits(more) if argument not in command["overrides"]]:
+        raise UsageError(
+            f"{others[0]} cannot change in a search that goes on, only search.trials and search.minutes can: leave it "
+            f"out, or start a new search"
+        )
+    limits = [argument for argument in more if argument not in without_limits(more)]
+    names = {limit.partition("=")[0] for limit in limits}
+    kept = [override for override in command["overrides"] if override.partition("=")[0] not in names]
+    return [*kept, *limits], path
+
+
+def without_limits(overrides: Sequence[str]) -> list[str]:
+    """`overrides` without how long a search may be."""
+    limits = tuple(f"search.{name}=" for name in EXTENDABLE)
+    return [override for override in overrides if not override.lstrip("+").startswith(limits)]
+
+
+def go_on(path: Path) -> str:
+    """How to go on with the search in the folder `path`."""
+    return f"go on with\n  {resume_command(path)}"
 
 
 def locked(path: Path) -> bool:

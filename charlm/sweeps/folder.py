@@ -16,7 +16,7 @@ from typing import Any, Literal
 from charlm.checkpoint.storage import replace_file
 from charlm.errors import UsageError
 
-Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
+Status = Literal["waiting", "running", "finished", "pruned", "diverged", "failed", "interrupted"]
 LOOK = 1.0  # seconds between two looks at the disk, for what is asked at every training step
 
 
@@ -44,20 +44,21 @@ class JobRecord:
 
 
 class SweepFolder:
-    """The files of a sweep below ``.jobs/`` in its folder."""
+    """The files of a sweep, or of another `kind` of folder with jobs, below ``.jobs/`` in its folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str = "sweep") -> None:
         self.path, self.jobs = path, path / ".jobs"
+        self._command = self.jobs / f"{kind}.json"
         self._looked, self._stopping = -LOOK, False
 
     def write_command(self, command: dict[str, Any]) -> None:
         """Write the sweep's command: its ``overrides``, those of Hydra itself (``hydra``), and those of each job."""
         self.jobs.mkdir(parents=True, exist_ok=True)
-        replace_file(self.jobs / "sweep.json", json.dumps(command, indent=1).encode())
+        replace_file(self._command, json.dumps(command, indent=1).encode())
 
     def command(self) -> dict[str, Any] | None:
         """What `write_command` wrote; None if this is no sweep."""
-        content = _read(self.jobs / "sweep.json")
+        content = _read(self._command)
         return content if isinstance(content, dict) and isinstance(content.get("overrides"), list) else None
 
     def read(self, number: int) -> JobRecord | None:

@@ -43,13 +43,19 @@ def described(overrides: Sequence[str], differing: Collection[str]) -> str:
     return " ".join(override for override in overrides if override.partition("=")[0].lstrip("+~") in differing)
 
 
-def rows(records: Sequence[JobRecord], loss: str) -> list[dict[str, Any]]:
-    """One row per job: the finished ones, the lowest loss first, then the others. `loss` is the name of its column."""
+def rows(
+    records: Sequence[JobRecord], loss: str, names: Sequence[str] | None = None, noun: str = "job"
+) -> list[dict[str, Any]]:
+    """One row per job: the finished ones, the lowest loss first, then the others. `loss` is the name of its column.
+
+    `names` are the settings that have a column (None: those that differ), `noun` the name of the job's number.
+    """
     settings = {record.number: settings_of(record.overrides) for record in records}
-    names = [name for name in differing(list(settings.values())) if name != "model"]
+    shown = differing(list(settings.values())) if names is None else names
+    names = [name for name in shown if name != "model"]
     made = [
         {
-            "job": record.number,
+            noun: record.number,
             "model": record.model,
             **{name: settings[record.number].get(name) for name in names},
             loss: record.nats,
@@ -61,7 +67,7 @@ def rows(records: Sequence[JobRecord], loss: str) -> list[dict[str, Any]]:
         }
         for record in records
     ]
-    return sorted(made, key=lambda row: (row["status"] != "finished", row[loss] is None, row[loss] or 0.0, row["job"]))
+    return sorted(made, key=lambda row: (row["status"] != "finished", row[loss] is None, row[loss] or 0.0, row[noun]))
 
 
 def over_seeds(table: Sequence[Mapping[str, Any]], loss: str) -> list[dict[str, Any]]:
@@ -88,14 +94,16 @@ def over_seeds(table: Sequence[Mapping[str, Any]], loss: str) -> list[dict[str, 
     return sorted(made, key=lambda group: group["mean"])
 
 
-def write_results(sweep: SweepFolder, table: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``results.csv``, ``results.json`` and, where there are curves, ``losses.png`` to the sweep's folder."""
+def write_results(
+    sweep: SweepFolder, table: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]], **more: Any
+) -> None:
+    """Write ``results.csv``, ``results.json`` (with `more`) and, where there are curves, ``losses.png``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]) if table else [])
     writer.writeheader()
     writer.writerows(table)
     replace_file(sweep.path / "results.csv", text.getvalue().encode())
-    content = json.dumps({"jobs": table, "over_seeds": seeds}, indent=2) + "\n"
+    content = json.dumps({"jobs": table, "over_seeds": seeds, **more}, indent=2) + "\n"
     replace_file(sweep.path / "results.json", content.encode())
     if png := picture(sweep.path, table):
         replace_file(sweep.path / "losses.png", png)
@@ -113,7 +121,9 @@ def picture(sweep: Path, table: Sequence[Mapping[str, Any]]) -> bytes | None:
             continue
         if points(curve, "train_nats")[0]:
             runs[row["folder"]] = curve
-            names = [name for name in row if name not in ("job", "model", *LAST) and not name.endswith("_nats")]
+            names = [
+                name for name in row if name not in ("job", "trial", "model", *LAST) and not name.endswith("_nats")
+            ]
             settings[row["folder"]] = " ".join(f"{name}={row[name]}" for name in names if row[name] is not None)
     return comparison(runs, settings) if runs else None
 
@@ -127,7 +137,7 @@ def as_table(table: Sequence[Mapping[str, Any]], loss: str) -> Table:
         names.remove("model")
     made = Table(box=None, pad_edge=False, header_style="bold cyan")
     for name in names:
-        right = name in ("job", loss, "epochs", "seconds")
+        right = name in ("job", "trial", loss, "epochs", "seconds")
         title = Text("time" if name == "seconds" else name)
         made.add_column(title, justify="right" if right else "left", overflow="fold")
     for row in table:

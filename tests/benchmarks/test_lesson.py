@@ -51,7 +51,7 @@ def run(folder: Path, *arguments: str) -> None:
 
 def test_every_row_of_the_lesson_is_there_with_its_recipe() -> None:
     assert {int(entry.row.split(",")[0]) for entry in LADDER} == set(range(1, 21))
-    recipes = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")}
+    recipes = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")} - {"search_lstm"}
     assert {entry.experiment for entry in LADDER} == recipes == set(SETTINGS)
     assert len({entry.row for entry in LADDER}) == len(LADDER)
 
