@@ -19,7 +19,8 @@ from charlm.checkpoint.paths import quoted
 from charlm.cli import exit_cleanly
 from charlm.errors import UsageError
 from tests.faults.__main__ import SIZES, SMALL, write_texts
-from tests.faults.sweeps import STARTING, found, run
+from tests.faults.compare import differences
+from tests.faults.sweeps import run, table
 
 SEARCH = [
     *("task=search", "search.trials=12", "search.startup=3", "trainer.max_epochs=6", "data.bptt=8", "model=gru"),
@@ -40,14 +41,16 @@ def kill_and_compare(kills: int, seed: int, here: Path, bar: Progress) -> tuple[
     rng, (text, _) = random.Random(seed), write_texts(here)
     unbroken, folder, log = here / "unbroken/search", here / "killed/search", here / "killed.log"
     started = time.monotonic()
-    run(command(unbroken, text), here / "unbroken.log")
+    run(command(unbroken, text), here / "unbroken.log", unbroken)
     whole, done, task = time.monotonic() - started, 0, bar.add_task("kills", total=kills)
     # Each time, some work should be left for the next one.
-    while done < kills and not run(command(folder, text), log, STARTING * rng.random() + rng.uniform(0, whole / kills)):
+    while done < kills and not run(command(folder, text), log, folder, rng.uniform(0, whole / kills)):
         done += 1
         bar.advance(task)
-    run(command(folder, text), log)
-    return done, found(unbroken, folder)
+    run(command(folder, text), log, folder)
+    trials = [row["folder"] for row in table(unbroken)]
+    differ = [f"{trial}: {d}" for trial in trials for d in differences(unbroken / trial, folder / trial)]
+    return done, differ + (["results.csv differs"] if table(unbroken) != table(folder) or len(trials) != 12 else [])
 
 
 def main() -> None:
