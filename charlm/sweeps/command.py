@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from charlm.checkpoint.paths import quoted, resume_command
 from charlm.errors import UsageError
+from charlm.run.suggest import readable
 from charlm.sweeps.folder import SweepFolder, open_sweep
 
 TAKE_A_VALUE = ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "-p", "--package")
@@ -100,9 +101,11 @@ def resumed_search(arguments: Sequence[str]) -> tuple[list[str], Path] | None:
 
     Raises UsageError for a change of what its trials are.
     """
-    asked = [argument.removeprefix("resume=").strip("'\"") for argument in arguments if argument.startswith("resume=")]
-    path = Path(asked[-1]) if asked else Path()
-    command = SweepFolder(path, "search").command() if asked else None
+    asked = readable([argument for argument in arguments if argument.startswith("resume=")])
+    if not asked:
+        return None
+    path = Path(str(OverridesParser.create().parse_override(asked[-1]).value()))
+    command = SweepFolder(path, "search").command()
     if command is None:
         return None
     more = [argument for argument in arguments if not argument.startswith("resume=")]

@@ -321,6 +321,9 @@ def test_the_same_command_goes_on_with_an_unfinished_search(tmp_path: Path, monk
     longer = expanded_search([f"resume={kept.path}", "search.trials=5"])
     assert longer == ["experiment=search_lstm", "search.trials=5", f"hydra.run.dir={kept.path}"]
     assert expanded_search(["resume=runs/x"]) == ["resume=runs/x"]
+    odd = SweepFolder(Path("my searches/it's"), "search")
+    odd.write_command({"overrides": command, "ended": False})
+    assert expanded_search(["resume=my searches/it's"])[-1] == r"hydra.run.dir='my searches/it\'s'"
     kept.write_command({"overrides": command, "ended": True})
     assert expanded_search(command) == command
 
