@@ -112,6 +112,12 @@ def test_the_columns_are_the_settings_that_differ(jobs: list[tuple[dict[str, str
         assert group["seeds"] == len(of) and group["mean"] == pytest.approx(statistics.fmean(of))
 
 
+def heed_signals() -> None:
+    """Undo what a shell's & and nohup do, under which these tests may run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*arguments: str, tmp_path: Path, cwd: Path = ROOT) -> subprocess.Popen[str]:
     """A multirun in a process group of its own, so that all of it can be killed."""
     return subprocess.Popen(
@@ -122,7 +128,7 @@ def start(*arguments: str, tmp_path: Path, cwd: Path = ROOT) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=heed_signals,
     )
 
 
