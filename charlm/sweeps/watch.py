@@ -216,30 +216,32 @@ def sweeping() -> Iterator[None]:
 
     Raises Interrupted for a sweep that was stopped, and UsageError if jobs failed.
     """
+    global session
     broken = False
     try:
         yield
     except BrokenProcessPool:
         broken = True
     finally:
-        if session is not None:
-            records = session.close()
+        ours, session = session, None
+        if ours is not None:
+            records = ours.close()
             if any(record.status in ("waiting", "interrupted") for record in records) and not broken:
-                print(f"go on with\n  {session.again}", file=sys.stderr)
-    if session is None:
+                print(f"go on with\n  {ours.again}", file=sys.stderr)
+    if ours is None:
         return
-    if session.signal:
-        raise Interrupted(session.signal)
+    if ours.signal:
+        raise Interrupted(ours.signal)
     if broken:
         raise UsageError(
             "the process of a job was killed, perhaps because the memory was full: lower hydra.launcher.n_jobs, and go "
-            f"on with {session.again}"
+            f"on with {ours.again}"
         )
     if failed := [record for record in records if record.status == "failed"]:
         for record in failed:
-            print(f"error: job {record.number} ({session.described(record)}): {record.error}", file=sys.stderr)
-        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, go on with {session.again}")
-    if (number := session.sweep.stopped_by()) is not None:  # a worker got a signal
+            print(f"error: job {record.number} ({ours.described(record)}): {record.error}", file=sys.stderr)
+        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, go on with {ours.again}")
+    if (number := ours.sweep.stopped_by()) is not None:  # a worker got a signal
         raise Interrupted(number)
 
 

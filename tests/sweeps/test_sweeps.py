@@ -26,10 +26,10 @@ from charlm.errors import UsageError
 from charlm.plot import main
 from charlm.run.compose import cores
 from charlm.run.suggest import explain
-from charlm.sweeps import results
+from charlm.sweeps import results, watch
 from charlm.sweeps.folder import JobRecord, SweepFolder
 from tests.faults.compare import differences
-from tests.helpers import ROOT, SMALL, summary
+from tests.helpers import ROOT, SMALL, run_train, summary
 from tests.programs import environment, program
 
 NAMES = ["optimizer.lr", "model", "seed", "data.bptt"]
@@ -366,6 +366,16 @@ def test_a_launcher_that_is_not_installed_is_named(tmp_path: Path) -> None:
 
 def records(*statuses: str) -> list[Any]:
     return [JobRecord(n, [f"seed={n}"], str(n), status) for n, status in enumerate(statuses)]  # type: ignore[arg-type]
+
+
+def test_nothing_is_left_of_a_sweep_in_its_process(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_train("-m", "seed=1,2", *base, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert watch.session is None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    capsys.readouterr()
+    run_train(*base, f"hydra.run.dir={tmp_path}/run")
+    assert "results" not in capsys.readouterr().out
 
 
 def test_a_damaged_record_is_a_job_that_has_not_begun(tmp_path: Path) -> None:
