@@ -1,17 +1,17 @@
-"""``python train.py -m resume=SWEEP``, and the same command again: which sweep it goes on with."""
+"""``python train.py -m resume=SWEEP``, and the same command again: which sweep it resumes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from charlm.checkpoint.paths import quoted
 from charlm.errors import UsageError
+from charlm.run.suggest import option_of
 from charlm.sweeps.folder import SweepFolder, open_sweep
 
 TAKE_A_VALUE = ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "-p", "--package")
@@ -25,8 +25,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     flags, hydra, task = split(arguments)
     if "-m" not in flags:
         return list(arguments)
-    asked = [argument for argument in task if name_of(argument) == "resume"]
-    folders = [argument for argument in hydra if name_of(argument) == "hydra.sweep.dir"]
+    asked = [argument for argument in task if option_of(argument) == "resume"]
+    folders = [argument for argument in hydra if option_of(argument) == "hydra.sweep.dir"]
     if asked:
         path = Path(str(OverridesParser.create().parse_override(asked[-1]).value()))
         if (path / "checkpoints").is_dir():
@@ -36,21 +36,22 @@ def expanded(arguments: Sequence[str]) -> list[str]:
             raise UsageError(f"{others[0]} cannot change in a resumed sweep: leave it out, or start a new sweep")
         if folders:
             raise UsageError(f"{folders[0]}: a resumed sweep stays in its own folder, leave it out")
-        replaced = {name_of(argument) for argument in hydra}
-        earlier = [o for o in command["hydra"] if name_of(o) not in replaced | {"hydra.sweep.dir", "hydra.mode"}]
+        replaced = {option_of(argument) for argument in hydra}
+        earlier = [o for o in command["hydra"] if option_of(o) not in replaced | {"hydra.sweep.dir", "hydra.mode"}]
         if "hydra/launcher" in replaced:  # its options are others
-            earlier = [override for override in earlier if not name_of(override).startswith("hydra.launcher.")]
-        saved = command.get("flags", []) if flags == ["-m"] else []
+            earlier = [override for override in earlier if not option_of(override).startswith("hydra.launcher.")]
+        saved = command["flags"] if flags == ["-m"] else []
         own = f"hydra.sweep.dir={quoted(str(path))}"
         return ["-m", *flags[1:], *saved, *command["overrides"], *earlier, *hydra, own]
     if folders:
         return list(arguments)
     for sweep in sorted(Path("sweeps").glob("*/.jobs/sweep.json"), reverse=True):
         path = sweep.parents[1]
-        found: dict[str, Any] = SweepFolder(path).command() or {"overrides": None}
-        same = (found["overrides"], found.get("flags")) == (task, flags[1:])
-        if same and not found.get("ended") and not locked(path):
-            note = f"going on with {path}, which is not finished (hydra.sweep.dir=FOLDER starts anew)"
+        found = SweepFolder(path).command()
+        if found is None or found["ended"] or (found["overrides"], found["flags"]) != (task, flags[1:]):
+            continue
+        if not locked(path):
+            note = f"resuming {path}, which is not finished (hydra.sweep.dir=FOLDER starts anew)"
             print(note, file=sys.stderr, flush=True)  # before the live table is drawn
             return [*arguments, f"hydra.sweep.dir={quoted(str(path))}"]
     return list(arguments)
@@ -66,13 +67,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     if "-m" in flags:
         flags.remove("-m")
         flags.insert(0, "-m")
-    hydra = [override for override in overrides if name_of(override).startswith(("hydra.", "hydra/"))]
+    hydra = [override for override in overrides if option_of(override).startswith(("hydra.", "hydra/"))]
     return flags, hydra, [override for override in overrides if override not in hydra]
-
-
-def name_of(override: str) -> str:
-    """The option that an override sets."""
-    return override.lstrip("+~").partition("=")[0]
 
 
 def locked(path: Path) -> bool:

@@ -19,6 +19,10 @@ from charlm.errors import UsageError
 Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 LOOK = 1.0  # seconds between two looks at the disk, for what is asked at every training step
 
+# Its overrides, those of Hydra itself, Hydra's flags, the overrides of each job, how many jobs run at once, the process
+# that runs it, and whether all jobs are finished.
+COMMAND = {"overrides", "hydra", "flags", "jobs", "parallel", "pid", "ended"}
+
 
 @dataclass
 class JobRecord:
@@ -51,14 +55,14 @@ class SweepFolder:
         self._looked, self._stopping = -LOOK, False
 
     def write_command(self, command: dict[str, Any]) -> None:
-        """Write the sweep's command: its ``overrides``, those of Hydra itself (``hydra``), and those of each job."""
+        """Write the sweep's command, with the keys of `COMMAND`."""
         self.jobs.mkdir(parents=True, exist_ok=True)
         replace_file(self.jobs / "sweep.json", json.dumps(command, indent=1).encode())
 
     def command(self) -> dict[str, Any] | None:
         """What `write_command` wrote; None if this is no sweep."""
         content = _read(self.jobs / "sweep.json")
-        return content if isinstance(content, dict) and isinstance(content.get("overrides"), list) else None
+        return content if isinstance(content, dict) and content.keys() >= COMMAND else None
 
     def read(self, number: int) -> JobRecord | None:
         """The record of a job; None if there is none yet."""

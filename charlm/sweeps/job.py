@@ -55,10 +55,9 @@ def perform_job(config: DictConfig) -> float:
         loss=LOSSES[config.task],
     )
     earlier = sweep.read(number)
-    same = earlier is not None and (earlier.settings, earlier.folder) == (record.settings, record.folder)
-    if same and earlier is not None and earlier.status == "finished":
-        if (folder / "summary.json").is_file() or config.task != "train":
-            return math.nan if earlier.nats is None else earlier.nats
+    same = earlier if earlier and (earlier.settings, earlier.folder) == (record.settings, record.folder) else None
+    if same and same.status == "finished" and ((folder / "summary.json").is_file() or config.task != "train"):
+        return math.nan if same.nats is None else same.nats
     if stopping():
         with suppress(OSError):  # Hydra made it
             folder.rmdir()
@@ -74,8 +73,8 @@ def perform_job(config: DictConfig) -> float:
     try:
         with FileLock(sweep.jobs / f"{number}.lock", timeout=PATIENCE):
             report({}, durable=True)
-            resumable = same and config.task == "train" and (folder / "checkpoints/last.ckpt").is_file()
-            if not resumable and earlier is not None and holds_a_run(folder):
+            resumable = same is not None and config.task == "train" and (folder / "checkpoints/last.ckpt").is_file()
+            if not resumable and earlier and holds_a_run(folder):
                 set_aside(folder, sweep.path)
             folder.mkdir(parents=True, exist_ok=True)
             with output_to(folder / "train.log"):
@@ -129,12 +128,12 @@ def in_this_process(path: Path) -> tuple[SweepFolder, Callable[[], bool]]:
 def in_worker(sweep: SweepFolder) -> bool:
     """Whether another process than the one that runs the sweep has begun this job."""
     command = sweep.command()
-    return command is not None and command.get("pid") != os.getpid()
+    return command is not None and command["pid"] != os.getpid()
 
 
 def shared(settings: Settings, job: Job, sweep: SweepFolder) -> tuple[Settings, Job]:
     """The settings and the job with their share of the machine, which is that of the sweep when it began."""
-    parallel = int((sweep.command() or {}).get("parallel") or 1)
+    parallel = (sweep.command() or {"parallel": 1})["parallel"]
     return with_own_share(settings, parallel), replace(job, parallel=parallel)
 
 

@@ -10,12 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from charlm.checkpoint.storage import replace_file
 from charlm.errors import UsageError
-from charlm.output import duration
+from charlm.run.suggest import option_of
 from charlm.sweeps.folder import JobRecord, SweepFolder
 
 LAST = ("epochs", "seconds", "folder", "status", "error")
@@ -23,7 +20,7 @@ LAST = ("epochs", "seconds", "folder", "status", "error")
 
 def settings_of(overrides: Sequence[str]) -> dict[str, str]:
     """What each override sets, by the option's full name."""
-    return {name.lstrip("+~"): value for name, _, value in (override.partition("=") for override in overrides)}
+    return {option_of(override): override.partition("=")[2] for override in overrides}
 
 
 def differing(jobs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -40,7 +37,7 @@ def loss_name(records: Sequence[JobRecord]) -> str:
 
 def described(overrides: Sequence[str], differing: Collection[str]) -> str:
     """Those of a job's `overrides` that set an option in which the jobs differ."""
-    return " ".join(override for override in overrides if override.partition("=")[0].lstrip("+~") in differing)
+    return " ".join(override for override in overrides if option_of(override) in differing)
 
 
 def rows(records: Sequence[JobRecord], loss: str) -> list[dict[str, Any]]:
@@ -116,39 +113,3 @@ def picture(sweep: Path, table: Sequence[Mapping[str, Any]]) -> bytes | None:
             names = [name for name in row if name not in ("job", "model", *LAST) and not name.endswith("_nats")]
             settings[row["folder"]] = " ".join(f"{name}={row[name]}" for name in names if row[name] is not None)
     return comparison(runs, settings) if runs else None
-
-
-def as_table(table: Sequence[Mapping[str, Any]], loss: str) -> Table:
-    """The rows for the terminal, without columns that tell nothing."""
-    names = [name for name in (table[0] if table else {}) if name not in ("error", "folder")]
-    if {row["status"] for row in table} == {"finished"}:
-        names.remove("status")
-    if len({row["model"] for row in table}) == 1:
-        names.remove("model")
-    made = Table(box=None, pad_edge=False, header_style="bold cyan")
-    for name in names:
-        right = name in ("job", loss, "epochs", "seconds")
-        title = Text("time" if name == "seconds" else name)
-        made.add_column(title, justify="right" if right else "left", overflow="fold")
-    for row in table:
-        made.add_row(*(Text(_cell(name, row[name], loss)) for name in names))  # brackets are no markup
-    return made
-
-
-def as_seeds_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
-    """The means over seeds for the terminal."""
-    made = Table(box=None, pad_edge=False, header_style="bold cyan")
-    for name in seeds[0]:
-        made.add_column(Text(name), justify="right" if name in ("seeds", "mean", "standard deviation") else "left")
-    for group in seeds:
-        cells = (f"{value:.4f}" if isinstance(value, float) else str(value or "") for value in group.values())
-        made.add_row(*map(Text, cells))
-    return made
-
-
-def _cell(name: str, value: Any, loss: str) -> str:
-    if value is None:
-        return ""
-    if name == loss:
-        return f"{value:.4f}" if value > 0.01 else f"{value:.3g}"
-    return duration(value) if name == "seconds" else str(value)

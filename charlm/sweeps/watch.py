@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from charlm.checkpoint.paths import program, quoted
-from charlm.cli import DEBUG, fail, quick_imports
+from charlm.cli import DEBUG, fail
 from charlm.errors import UsageError, first_line
 from charlm.output import counted, duration, print_table
 from charlm.run.suggest import explain
 from charlm.sweeps import results
 from charlm.sweeps.command import split
 from charlm.sweeps.folder import JobRecord, SweepFolder
-from charlm.training.interrupt import Interrupted
+from charlm.sweeps.planning import check_jobs, jobs, jobs_at_once
+from charlm.sweeps.tables import final_table, live_table, seeds_table
+from charlm.training.interrupt import Interrupted, handled_by
 
 REFRESH = 0.5  # seconds between two looks at the jobs
-ORDER = {"running": 0, "failed": 1, "interrupted": 2, "finished": 3, "waiting": 4}  # in the live table
 session: Session | None = None  # of the sweep in this process
 
 
@@ -83,17 +77,14 @@ class Session:
         self.sweep.write_command(self.command)
         self.sweep.go_on()
         for record in self.sweep.records().values():
-            if record.status == "running":  # when it was killed
+            if record.status == "running":  # its process was killed
                 record.status = "interrupted"
                 self.sweep.write(record)
         self._said = {record.number: record.status for record in self.sweep.records().values()}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-            numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+        self._handlers = ExitStack()
+        self._handlers.enter_context(handled_by(self._note))
         self._thread.start()
 
     def _command(self, config: DictConfig) -> dict[str, Any]:
@@ -103,7 +94,7 @@ class Session:
         if earlier is not None and (earlier["overrides"], earlier["jobs"]) != (typed["task"], made):
             raise UsageError(
                 f"{self.shown_path} holds another sweep ({' '.join(map(str, earlier['overrides']))}): choose another "
-                f"hydra.sweep.dir, or go on with {self.again}"
+                f"hydra.sweep.dir, or resume it with {self.again}"
             )
         search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
         check_jobs(str(config.hydra.job.config_name), search, made)
@@ -174,8 +165,7 @@ class Session:
         """Stop watching, print and write the results, and release the sweep. Returns the records."""
         self._end.set()
         self._thread.join()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.close()
         records = self.records()
         for record in records:
             if record.status == "running":  # its process was killed
@@ -197,10 +187,10 @@ class Session:
         table = results.rows(records, loss)
         seeds = results.over_seeds(table, loss)
         self.console.print()
-        print_table(self.console, results.as_table(table, loss))
+        print_table(self.console, final_table(table, loss))
         if seeds:
             self.console.print()
-            print_table(self.console, results.as_seeds_table(seeds))
+            print_table(self.console, seeds_table(seeds))
         try:
             results.write_results(self.sweep, table, seeds)
         except OSError as error:
@@ -227,81 +217,19 @@ def sweeping() -> Iterator[None]:
         if ours is not None:
             records = ours.close()
             if any(record.status in ("waiting", "interrupted") for record in records) and not broken:
-                print(f"go on with\n  {ours.again}", file=sys.stderr)
+                print(f"resume with\n  {ours.again}", file=sys.stderr)
     if ours is None:
         return
     if ours.signal:
         raise Interrupted(ours.signal)
     if broken:
         raise UsageError(
-            "the process of a job was killed, perhaps because the memory was full: lower hydra.launcher.n_jobs, and go "
-            f"on with {ours.again}"
+            "the process of a job was killed, perhaps because the memory was full: lower hydra.launcher.n_jobs, and "
+            f"resume with {ours.again}"
         )
     if failed := [record for record in records if record.status == "failed"]:
         for record in failed:
             print(f"error: job {record.number} ({ours.described(record)}): {record.error}", file=sys.stderr)
-        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, go on with {ours.again}")
+        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is fixed, resume with {ours.again}")
     if (number := ours.sweep.stopped_by()) is not None:  # a worker got a signal
         raise Interrupted(number)
-
-
-def jobs(config: DictConfig) -> list[list[str]]:
-    """The overrides of every job, as Hydra's own sweeper makes them; none for another sweeper, which decides later."""
-    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-        return []
-    arguments = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
-    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*arguments, *typed]), None)
-    return batch
-
-
-def check_jobs(name: str, search: list[str], jobs: list[list[str]]) -> None:
-    """Raise UsageError if the settings of a job are invalid: at once, not after the jobs before it."""
-    with quick_imports():  # PyTorch is slow to load
-        from charlm.run.compose import checked_settings
-
-    for number, overrides in enumerate(jobs):
-        try:
-            checked_settings(compose(name, [*search, *overrides]))
-        except UsageError as error:
-            differing = results.differing([results.settings_of(job) for job in jobs])
-            described = results.described(overrides, differing)
-            raise UsageError(f"job {number} of {len(jobs)} ({described}): {error}") from None
-
-
-def jobs_at_once(launcher: Mapping[str, Any], count: int) -> int:
-    """How many of `count` jobs the launcher runs at once on this machine. Raises UsageError for none."""
-    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
-        return 1
-    from charlm.run.compose import cores
-
-    asked = launcher.get("n_jobs")
-    if asked == 0:
-        raise UsageError("hydra.launcher.n_jobs=0 runs nothing: give the number of jobs at once, or -1 for all cores")
-    at_once = 1 if asked is None else int(asked) if asked > 0 else cores() + 1 + int(asked)
-    return max(1, min(at_once, count or at_once))
-
-
-def live_table(records: list[JobRecord], differing: list[str], height: int) -> Group:
-    """The jobs that run, then those that ended, as many as fit, and how many there are of each kind."""
-    begun = [record for record in records if record.status != "waiting"]
-    latest = sorted(begun, key=lambda record: record.number, reverse=True)
-    shown = sorted(latest, key=lambda record: ORDER[record.status])[: max(height - 2, 1)]
-    made = Table(box=None, pad_edge=False, header_style="bold cyan")
-    for name in ("job", *differing, "epoch", "best loss", "left"):
-        made.add_column(Text(name), justify="left" if name in differing else "right", no_wrap=True)
-    for record in shown:
-        settings = results.settings_of(record.overrides)
-        left = record.status if record.status != "running" else "" if record.left is None else duration(record.left)
-        cells = [
-            str(record.number),
-            *(settings.get(name, "") for name in differing),
-            f"{record.epoch}/{record.epochs or '?'}",
-            "" if record.nats is None else f"{record.nats:.4f}",
-            left,
-        ]
-        made.add_row(*map(Text, cells))
-    counts = {status: sum(record.status == status for record in records) for status in ORDER}
-    line = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    return Group(made, Text(line, style="dim"))
