@@ -350,8 +350,10 @@ def records(*statuses: Status) -> list[JobRecord]:
 def test_nothing_is_left_of_a_sweep_in_its_process(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     run_train("-m", "seed=1,2", *base, f"hydra.sweep.dir={tmp_path}/sweep")
-    assert watch.session is None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert watch.session is None and [signal.getsignal(number) for number in numbers] == before
     capsys.readouterr()
     run_train(*base, f"hydra.run.dir={tmp_path}/run")
     assert "results" not in capsys.readouterr().out
