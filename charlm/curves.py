@@ -179,7 +179,7 @@ def set_text(label: Text, text: str) -> None:
     """Set the text of `label` as it is ($ begins no formula), in fonts that have its characters."""
     label.set_parse_math(False)
     label.set_text(text)
-    label.set_fontfamily(fonts("".join(sorted(set(text)))))
+    label.set_fontfamily(fonts("".join(sorted(set(text) - {"\n"}))))
 
 
 @functools.cache

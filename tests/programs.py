@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pty
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +61,34 @@ def program(script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str])
         timeout=120,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def in_terminal(*arguments: str, env: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+    """train.py in a terminal of its own, which closes with the descriptor that is returned."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        env=env,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+    )
+    os.close(slave)
+    os.set_blocking(master, False)
+    return process, master
+
+
+def read_until(happened: Callable[[], bool], terminal: int) -> None:
+    """Read what is printed to `terminal`, which would otherwise fill up, until it `happened`."""
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        with suppress(OSError):  # nothing to read
+            os.read(terminal, 100_000)
 
 
 def nothing_was_trained(run_folder: Path) -> bool:

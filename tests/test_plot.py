@@ -329,6 +329,8 @@ def test_the_legend_says_how_the_runs_differ(
     texts = [[label.get_text() for label in figure.axes[0].get_legend().get_texts()] for figure in drawn]
     assert texts[0] == ["1.0000  a\nschedule=linear", "2.0000  b\nschedule=wsd optimizer.lr=1e-3"]
     assert texts[1][0] == "1.0000  a\nmodel=gru schedule=linear" and texts[1][2] == "3.0000  c"
+    label = drawn[0].axes[0].get_legend().get_texts()[0]
+    assert label.get_fontfamily() == ["DejaVu Sans"]  # no other font was looked for, which takes long
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from benchmarks.lesson.runs import ROOT, find_run, train
 from benchmarks.lesson.table import render
 from charlm.cli import exit_cleanly
 from charlm.errors import UsageError
+from charlm.training.interrupt import handled_by
 
 ORACLE_ROW = "21"
 
@@ -69,11 +70,10 @@ def main() -> None:
         lock.acquire(blocking=False)
     except Timeout:
         raise UsageError(f"another ladder is running in {args.folder}: wait for it, or choose --folder") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, end the row that is running, too
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console()
     )
-    with bar:
+    with handled_by(signal.default_int_handler), bar:  # SIGTERM ends the row that is running, as Ctrl-C does
         rows = bar.add_task("rows", total=len(entries) + (ORACLE_ROW in asked))
         for entry in entries:
             found = find_run(entry, args.folder, args.overrides)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from charlm.checkpoint.paths import folder_of, made, model_name, run_name, top_folder
 from charlm.errors import UsageError, first_line
 from charlm.run.settings import Settings, check_settings
-from charlm.run.suggest import CONF, explain, readable
+from charlm.run.suggest import CONF, explain, option_of, readable
 
 FALLBACK = "python_docs"  # the corpus that needs no download
 
@@ -53,7 +53,7 @@ class Job:
     @property
     def given(self) -> set[str]:
         """The options that the user set, by their full names."""
-        return {override.lstrip("+~").partition("=")[0] for override in self.overrides}
+        return set(map(option_of, self.overrides))
 
 
 def job_from_hydra(config: DictConfig) -> tuple[Settings, Job]:

@@ -24,6 +24,7 @@ from charlm.run.compose import Job
 from charlm.run.init_from import open_start
 from charlm.run.instantiate import build_corpus, escape, with_known_arguments
 from charlm.run.settings import Settings, check_settings
+from charlm.run.suggest import option_of
 from charlm.run.trust import check_targets
 from charlm.text.corpus import Corpus
 from charlm.text.download import Unavailable
@@ -166,7 +167,7 @@ def change(
     planned = trainer.max_epochs
     asked = OmegaConf.create(escape(settings.model_dump()))
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = option_of(override)
         if not any(key == option or key.startswith(f"{option}.") for option in OVERRIDABLE):
             if override not in before and OmegaConf.select(asked, key) != OmegaConf.select(changed, key):
                 raise UsageError(

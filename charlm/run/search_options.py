@@ -48,7 +48,9 @@ class SearchOptions(Options):
     sampler: Literal["tpe", "random"] = "tpe"
     """How settings are drawn: by what worked so far (a tree-structured Parzen estimator), or at random."""
     pruner: Literal["median", "halving"] | None = "median"
-    """Trials that end early: those above the median, or (halving) all but the best third at validation 1, 3, 9 etc."""
+    """Trials that end early: those above the median, or (halving) all but the best third at validation 3, 9, 27 etc."""
+    warmup: Count = 2
+    """Validations at the beginning of a trial after which it does not end early, because much may still change."""
     startup: Count = 5
     """Finished trials before the sampler and the pruner learn from them."""
     seed: Seed = 0

@@ -71,6 +71,11 @@ def explain(error: BaseException, *, python: bool = False) -> str | None:
     return None
 
 
+def option_of(override: str) -> str:
+    """The full name of the option that an override sets."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def readable(overrides: Sequence[str], *, python: bool = False) -> list[str]:
     """`overrides` with values quoted where Hydra's grammar refuses them, such as a path in another alphabet.
 

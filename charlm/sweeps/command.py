@@ -1,61 +1,102 @@
-"""``python train.py -m resume=SWEEP``, and the same command again: which sweep it goes on with."""
+"""``python train.py -m resume=SWEEP``, ``resume=SEARCH``, and the same command again: what is resumed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from charlm.checkpoint.paths import quoted, resume_command
+from charlm.checkpoint.paths import quoted
 from charlm.errors import UsageError
-from charlm.run.suggest import readable
-from charlm.sweeps.folder import SweepFolder, open_sweep
+from charlm.run.suggest import option_of, readable
+from charlm.sweeps.folder import SEARCH, SWEEP, SweepFolder, open_sweep
 
 TAKE_A_VALUE = ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "-p", "--package")
-EXTENDABLE = ("trials", "minutes")  # the options of a search that may change when it goes on
+EXTENDABLE = ("search.trials", "search.minutes")  # what a search that is resumed may have more of
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a multirun with the folder and the command of the sweep that is resumed; others as they are.
+    """The arguments with the folder and the command of the sweep or search that is resumed; others as they are.
 
-    Raises UsageError for a folder that is no sweep, and for a change of what its jobs are.
+    Raises UsageError for a folder that is no sweep, and for a change of what its jobs or trials are.
     """
     flags, hydra, task = split(arguments)
     if "-m" not in flags:
         return expanded_search(arguments)
-    asked = [argument for argument in task if name_of(argument) == "resume"]
-    folders = [argument for argument in hydra if name_of(argument) == "hydra.sweep.dir"]
-    if asked:
-        path = Path(str(OverridesParser.create().parse_override(asked[-1]).value()))
+    path = resumed_folder(task)
+    folders = [argument for argument in hydra if option_of(argument) == "hydra.sweep.dir"]
+    if path is not None:
         if (path / "checkpoints").is_dir():
             raise UsageError(f"resume={path} is one run, not a sweep: leave out -m")
         command = open_sweep(path)
-        if others := [argument for argument in task if argument not in asked and argument not in command["overrides"]]:
+        given = [argument for argument in task if option_of(argument) != "resume"]
+        if others := [argument for argument in given if argument not in command["overrides"]]:
             raise UsageError(f"{others[0]} cannot change in a resumed sweep: leave it out, or start a new sweep")
         if folders:
             raise UsageError(f"{folders[0]}: a resumed sweep stays in its own folder, leave it out")
-        replaced = {name_of(argument) for argument in hydra}
-        earlier = [o for o in command["hydra"] if name_of(o) not in replaced | {"hydra.sweep.dir", "hydra.mode"}]
+        replaced = {option_of(argument) for argument in hydra}
+        earlier = [o for o in command["hydra"] if option_of(o) not in replaced | {"hydra.sweep.dir", "hydra.mode"}]
         if "hydra/launcher" in replaced:  # its options are others
-            earlier = [override for override in earlier if not name_of(override).startswith("hydra.launcher.")]
-        saved = command.get("flags", []) if flags == ["-m"] else []
+            earlier = [override for override in earlier if not option_of(override).startswith("hydra.launcher.")]
+        saved = command["flags"] if flags == ["-m"] else []
         own = f"hydra.sweep.dir={quoted(str(path))}"
         return ["-m", *flags[1:], *saved, *command["overrides"], *earlier, *hydra, own]
     if folders:
         return list(arguments)
-    for sweep in sorted(Path("sweeps").glob("*/.jobs/sweep.json"), reverse=True):
-        path = sweep.parents[1]
-        found: dict[str, Any] = SweepFolder(path).command() or {"overrides": None}
-        same = (found["overrides"], found.get("flags")) == (task, flags[1:])
-        if same and not found.get("ended") and not locked(path):
-            note = f"going on with {path}, which is not finished (hydra.sweep.dir=FOLDER starts anew)"
+    return [*arguments, *unfinished("sweeps", "hydra.sweep.dir", SWEEP, overrides=task, flags=flags[1:])]
+
+
+def expanded_search(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the folder and the command of the search that is resumed; others as they are."""
+    if resumed := resumed_search(arguments):
+        return [*resumed[0], f"hydra.run.dir={quoted(str(resumed[1]))}"]
+    flags, hydra, task = split(arguments)
+    if flags or {"resume", "hydra.run.dir"} & set(map(option_of, arguments)):
+        return list(arguments)
+    return [*arguments, *unfinished("searches", "hydra.run.dir", SEARCH, overrides=task)]
+
+
+def resumed_search(arguments: Sequence[str]) -> tuple[list[str], Path] | None:
+    """The overrides and the folder of the search that ``resume=`` names; None if it names none.
+
+    Raises UsageError for a change of what its trials are.
+    """
+    path = resumed_folder(arguments)
+    command = None if path is None else SweepFolder(path).command(SEARCH)
+    if path is None or command is None:
+        return None
+    limits = []
+    for argument in arguments:
+        if option_of(argument) in EXTENDABLE:
+            limits.append(argument)
+        elif option_of(argument) != "resume" and argument not in command["overrides"]:
+            raise UsageError(
+                f"{argument} cannot change in a resumed search, only {' and '.join(EXTENDABLE)} can: leave it out, or "
+                f"start a new search"
+            )
+    replaced = set(map(option_of, limits))
+    return [*(o for o in command["overrides"] if option_of(o) not in replaced), *limits], path
+
+
+def resumed_folder(overrides: Sequence[str]) -> Path | None:
+    """The folder that ``resume=`` names, if it is there."""
+    asked = readable([override for override in overrides if option_of(override) == "resume"])
+    return Path(str(OverridesParser.create().parse_override(asked[-1]).value())) if asked else None
+
+
+def unfinished(top: str, option: str, keys: Set[str], **same: list[str]) -> list[str]:
+    """The override of `option` that resumes the latest unfinished sweep or search in `top` with the `same` command."""
+    for found in sorted(Path(top).glob("*/.jobs/sweep.json"), reverse=True):
+        path = found.parents[1]
+        command = SweepFolder(path).command(keys)
+        if command and not command["ended"] and all(command[k] == v for k, v in same.items()) and not locked(path):
+            note = f"resuming {path}, which is not finished ({option}=FOLDER starts anew)"
             print(note, file=sys.stderr, flush=True)  # before the live table is drawn
-            return [*arguments, f"hydra.sweep.dir={quoted(str(path))}"]
-    return list(arguments)
+            return [f"{option}={quoted(str(path))}"]
+    return []
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -68,67 +109,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     if "-m" in flags:
         flags.remove("-m")
         flags.insert(0, "-m")
-    hydra = [override for override in overrides if name_of(override).startswith(("hydra.", "hydra/"))]
+    hydra = [override for override in overrides if option_of(override).startswith(("hydra.", "hydra/"))]
     return flags, hydra, [override for override in overrides if override not in hydra]
-
-
-def name_of(override: str) -> str:
-    """The option that an override sets."""
-    return override.lstrip("+~").partition("=")[0]
-
-
-def expanded_search(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the folder and the command of the search that goes on; others as they are.
-
-    Raises UsageError for a change of what its trials are.
-    """
-    if resumed := resumed_search(arguments):
-        return [*resumed[0], f"hydra.run.dir={quoted(str(resumed[1]))}"]
-    if any(argument.startswith(("resume=", "hydra.run.dir=")) for argument in arguments):
-        return list(arguments)
-    task = [argument for argument in arguments if not argument.lstrip("+~").startswith("hydra")]
-    for found in sorted(Path("searches").glob("*/.jobs/search.json"), reverse=True):
-        path = found.parents[1]
-        command = SweepFolder(path, "search").command()
-        if command and command["overrides"] == task and not command.get("ended"):
-            print(f"going on with {path}, which is not finished (hydra.run.dir=FOLDER starts anew)", file=sys.stderr)
-            return [*arguments, f"hydra.run.dir={quoted(str(path))}"]
-    return list(arguments)
-
-
-def resumed_search(arguments: Sequence[str]) -> tuple[list[str], Path] | None:
-    """The overrides and the folder of the search that ``resume=`` names; None if it names none.
-
-    Raises UsageError for a change of what its trials are.
-    """
-    asked = readable([argument for argument in arguments if argument.startswith("resume=")])
-    if not asked:
-        return None
-    path = Path(str(OverridesParser.create().parse_override(asked[-1]).value()))
-    command = SweepFolder(path, "search").command()
-    if command is None:
-        return None
-    more = [argument for argument in arguments if not argument.startswith("resume=")]
-    if others := [argument for argument in without_limits(more) if argument not in command["overrides"]]:
-        raise UsageError(
-            f"{others[0]} cannot change in a search that goes on, only search.trials and search.minutes can: leave it "
-            f"out, or start a new search"
-        )
-    limits = [argument for argument in more if argument not in without_limits(more)]
-    names = {limit.partition("=")[0] for limit in limits}
-    kept = [override for override in command["overrides"] if override.partition("=")[0] not in names]
-    return [*kept, *limits], path
-
-
-def without_limits(overrides: Sequence[str]) -> list[str]:
-    """`overrides` without how long a search may be."""
-    limits = tuple(f"search.{name}=" for name in EXTENDABLE)
-    return [override for override in overrides if not override.lstrip("+").startswith(limits)]
-
-
-def go_on(path: Path) -> str:
-    """How to go on with the search in the folder `path`."""
-    return f"go on with\n  {resume_command(path)}"
 
 
 def locked(path: Path) -> bool:

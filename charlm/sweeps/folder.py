@@ -1,4 +1,4 @@
-"""What a sweep keeps in its folder besides the runs: its command, how far each job is, and whether it shall stop.
+"""What a sweep or a search keeps in its folder besides the runs: its command, how far each is, whether to stop.
 
 All of it is plain files, because the jobs may be in other processes, or on other machines that share the disk.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,13 +20,20 @@ from charlm.errors import UsageError
 Status = Literal["waiting", "running", "finished", "pruned", "diverged", "failed", "interrupted"]
 LOOK = 1.0  # seconds between two looks at the disk, for what is asked at every training step
 
+# What sweep.json says of a sweep: its overrides, those of Hydra itself, Hydra's flags, the overrides of each job, how
+# many jobs run at once, the process that runs it, and whether all jobs are finished.
+SWEEP = frozenset({"overrides", "hydra", "flags", "jobs", "parallel", "pid", "ended"})
+# And of a search: its overrides, its options, and whether all trials have ended.
+SEARCH = frozenset({"overrides", "options", "ended"})
+
 
 @dataclass
 class JobRecord:
-    """How far a job is: `nats` is its best loss so far, `left` an estimate in seconds, `error` why it failed.
+    """How far a job of a sweep, or a trial of a search, is.
 
-    `loss` names the loss: ``best_val_nats``, or ``best_train_nats`` without validation. `settings` identifies the
-    job's whole config, of which `overrides` are only what was typed.
+    `nats` is its best loss so far, `left` an estimate in seconds, `error` why it failed. `loss` names the loss:
+    ``best_val_nats``, or ``best_train_nats`` without validation. `settings` identifies the job's whole config, of which
+    `overrides` are only what was typed.
     """
 
     number: int
@@ -44,22 +52,21 @@ class JobRecord:
 
 
 class SweepFolder:
-    """The files of a sweep, or of another `kind` of folder with jobs, below ``.jobs/`` in its folder."""
+    """The files of a sweep or a search below ``.jobs/`` in its folder."""
 
-    def __init__(self, path: Path, kind: str = "sweep") -> None:
+    def __init__(self, path: Path) -> None:
         self.path, self.jobs = path, path / ".jobs"
-        self._command = self.jobs / f"{kind}.json"
         self._looked, self._stopping = -LOOK, False
 
     def write_command(self, command: dict[str, Any]) -> None:
-        """Write the sweep's command: its ``overrides``, those of Hydra itself (``hydra``), and those of each job."""
+        """Write the command, with the keys of `SWEEP` or `SEARCH`."""
         self.jobs.mkdir(parents=True, exist_ok=True)
-        replace_file(self._command, json.dumps(command, indent=1).encode())
+        replace_file(self.jobs / "sweep.json", json.dumps(command, indent=1).encode())
 
-    def command(self) -> dict[str, Any] | None:
-        """What `write_command` wrote; None if this is no sweep."""
-        content = _read(self._command)
-        return content if isinstance(content, dict) and isinstance(content.get("overrides"), list) else None
+    def command(self, keys: Set[str] = SWEEP) -> dict[str, Any] | None:
+        """What `write_command` wrote; None if this is no sweep, or with ``keys=SEARCH``, no search."""
+        content = _read(self.jobs / "sweep.json")
+        return content if isinstance(content, dict) and content.keys() >= keys else None
 
     def read(self, number: int) -> JobRecord | None:
         """The record of a job; None if there is none yet."""
@@ -107,7 +114,10 @@ class SweepFolder:
 
 def open_sweep(path: Path) -> dict[str, Any]:
     """The command of the sweep in the folder `path`. Raises UsageError if there is none."""
-    command = SweepFolder(path).command()
+    folder = SweepFolder(path)
+    if folder.command(SEARCH) is not None:
+        raise UsageError(f"resume={path} is a search, not a sweep: leave out -m")
+    command = folder.command()
     if command is None:
         more = "" if path.is_dir() else ", there is no such folder"
         raise UsageError(f"resume={path} is no sweep{more}: give a folder in sweeps/")

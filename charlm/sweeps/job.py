@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
 import signal
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,13 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from charlm.checkpoint.paths import model_name
-from charlm.errors import UsageError, first_line
 from charlm.run.compose import Job, job_from_hydra, with_own_share
-from charlm.run.resume import holds_a_run
 from charlm.run.settings import Settings
 from charlm.run.tasks import perform
 from charlm.sweeps import watch
 from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.recording import recorded
 from charlm.training.interrupt import Interrupted
 
 PATIENCE = 60  # seconds to wait for a process that still trains this job, after the sweep's own was killed
@@ -55,30 +51,19 @@ def perform_job(config: DictConfig) -> float:
         loss=LOSSES[config.task],
     )
     earlier = sweep.read(number)
-    same = earlier is not None and (earlier.settings, earlier.folder) == (record.settings, record.folder)
-    if same and earlier is not None and earlier.status == "finished":
-        if (folder / "summary.json").is_file() or config.task != "train":
-            return math.nan if earlier.nats is None else earlier.nats
+    same = earlier if earlier and (earlier.settings, earlier.folder) == (record.settings, record.folder) else None
+    if same and same.status == "finished" and ((folder / "summary.json").is_file() or config.task != "train"):
+        return math.nan if same.nats is None else same.nats
     if stopping():
         with suppress(OSError):  # Hydra made it
             folder.rmdir()
         return math.nan
-    started = time.monotonic()
-
-    def report(progress: dict[str, Any], *, durable: bool = False) -> None:
-        for name, value in progress.items():
-            setattr(record, name, value)
-        with suppress(OSError):  # an observer
-            sweep.write(record, durable=durable)
-
+    value = math.inf
     try:
         with FileLock(sweep.jobs / f"{number}.lock", timeout=PATIENCE):
-            report({}, durable=True)
-            resumable = same and config.task == "train" and (folder / "checkpoints/last.ckpt").is_file()
-            if not resumable and earlier is not None and holds_a_run(folder):
-                set_aside(folder, sweep.path)
-            folder.mkdir(parents=True, exist_ok=True)
-            with output_to(folder / "train.log"):
+            resumable = same is not None and config.task == "train" and (folder / "checkpoints/last.ckpt").is_file()
+            # A run in the folder of a job that has no record is somebody else's.
+            with recorded(sweep, record, afresh=earlier is not None and not resumable) as report:
                 settings, job = job_from_hydra(config)
                 # Signals are handled, see `in_this_process`, unless the sweep has no session.
                 signals = watch.session is None and not in_worker(sweep)
@@ -87,20 +72,14 @@ def perform_job(config: DictConfig) -> float:
                 if resumable:
                     settings, job = settings.model_copy(update={"resume": str(folder)}), replace(job, number=None)
                 value = perform(settings, job)
+                record.nats = value if math.isfinite(value) else None
     except Timeout:
-        report({"status": "failed", "error": "another process still trains this job"}, durable=True)
-        return math.inf
+        record.status, record.error = "failed", "another process still trains this job"
+        with suppress(OSError):
+            sweep.write(record)
     except Interrupted as interrupted:
         sweep.stop(interrupted.number)
-        report({"status": "interrupted"}, durable=True)
         return math.nan
-    except Exception as error:
-        sentence = str(error) if isinstance(error, UsageError) else f"{first_line(error)} (see its train.log)"
-        report({"status": "failed", "error": sentence}, durable=True)
-        return math.inf
-    nats = value if math.isfinite(value) else None
-    seconds = time.monotonic() - started
-    report({"status": "finished", "nats": nats, "left": 0.0, "seconds": max(seconds, record.seconds)}, durable=True)
     return value
 
 
@@ -129,12 +108,12 @@ def in_this_process(path: Path) -> tuple[SweepFolder, Callable[[], bool]]:
 def in_worker(sweep: SweepFolder) -> bool:
     """Whether another process than the one that runs the sweep has begun this job."""
     command = sweep.command()
-    return command is not None and command.get("pid") != os.getpid()
+    return command is not None and command["pid"] != os.getpid()
 
 
 def shared(settings: Settings, job: Job, sweep: SweepFolder) -> tuple[Settings, Job]:
     """The settings and the job with their share of the machine, which is that of the sweep when it began."""
-    parallel = int((sweep.command() or {}).get("parallel") or 1)
+    parallel = (sweep.command() or {"parallel": 1})["parallel"]
     return with_own_share(settings, parallel), replace(job, parallel=parallel)
 
 
@@ -142,28 +121,3 @@ def fingerprint(config: DictConfig) -> str:
     """What is equal for equal settings only."""
     plain = OmegaConf.to_container(config, resolve=False)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def set_aside(folder: Path, sweep: Path) -> None:
-    """Rename the folder of a run that cannot be resumed: killed before its first checkpoint, or with other settings.
-
-    Nothing is deleted. A folder outside the sweep is left alone; the new run will refuse it.
-    """
-    if sweep.resolve() in folder.resolve().parents:
-        names = (folder.with_name(f"{folder.name}.old-{number}") for number in itertools.count(1))
-        folder.rename(next(name for name in names if not name.exists()))
-
-
-@contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Append what is printed to the file at `path`, errors included."""
-    log = path.open("a", encoding="utf-8", errors="replace", buffering=1)
-    with log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            yield
-        except UsageError as error:
-            print(f"error: {error}")
-            raise
-        except Exception:
-            traceback.print_exc()
-            raise

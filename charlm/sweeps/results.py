@@ -1,4 +1,4 @@
-"""The results of a sweep: a table of its jobs, best first, their means over seeds, and both as files."""
+"""The results of a sweep or a search: a table of its jobs, best first, means over seeds, and both as files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from charlm.checkpoint.storage import replace_file
 from charlm.errors import UsageError
-from charlm.output import duration
+from charlm.run.suggest import option_of
 from charlm.sweeps.folder import JobRecord, SweepFolder
 
+FIRST = ("job", "trial", "model")
 LAST = ("epochs", "seconds", "folder", "status", "error")
 
 
 def settings_of(overrides: Sequence[str]) -> dict[str, str]:
     """What each override sets, by the option's full name."""
-    return {name.lstrip("+~"): value for name, _, value in (override.partition("=") for override in overrides)}
+    return {option_of(override): override.partition("=")[2] for override in overrides}
 
 
 def differing(jobs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -40,7 +38,7 @@ def loss_name(records: Sequence[JobRecord]) -> str:
 
 def described(overrides: Sequence[str], differing: Collection[str]) -> str:
     """Those of a job's `overrides` that set an option in which the jobs differ."""
-    return " ".join(override for override in overrides if override.partition("=")[0].lstrip("+~") in differing)
+    return " ".join(override for override in overrides if option_of(override) in differing)
 
 
 def rows(
@@ -48,11 +46,10 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One row per job: the finished ones, the lowest loss first, then the others. `loss` is the name of its column.
 
-    `names` are the settings that have a column (None: those that differ), `noun` the name of the job's number.
+    `names` are the settings that have a column, those that differ if it is None; `noun` is what a job is called.
     """
     settings = {record.number: settings_of(record.overrides) for record in records}
-    shown = differing(list(settings.values())) if names is None else names
-    names = [name for name in shown if name != "model"]
+    names = [name for name in names or differing(list(settings.values())) if name != "model"]
     made = [
         {
             noun: record.number,
@@ -94,17 +91,14 @@ def over_seeds(table: Sequence[Mapping[str, Any]], loss: str) -> list[dict[str, 
     return sorted(made, key=lambda group: group["mean"])
 
 
-def write_results(
-    sweep: SweepFolder, table: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]], **more: Any
-) -> None:
-    """Write ``results.csv``, ``results.json`` (with `more`) and, where there are curves, ``losses.png``."""
+def write_results(sweep: SweepFolder, table: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> None:
+    """Write ``results.csv``, ``results.json`` with `content` and, where there are curves, ``losses.png``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]) if table else [])
     writer.writeheader()
     writer.writerows(table)
     replace_file(sweep.path / "results.csv", text.getvalue().encode())
-    content = json.dumps({"jobs": table, "over_seeds": seeds, **more}, indent=2) + "\n"
-    replace_file(sweep.path / "results.json", content.encode())
+    replace_file(sweep.path / "results.json", (json.dumps(content, indent=2) + "\n").encode())
     if png := picture(sweep.path, table):
         replace_file(sweep.path / "losses.png", png)
 
@@ -121,44 +115,6 @@ def picture(sweep: Path, table: Sequence[Mapping[str, Any]]) -> bytes | None:
             continue
         if points(curve, "train_nats")[0]:
             runs[row["folder"]] = curve
-            names = [
-                name for name in row if name not in ("job", "trial", "model", *LAST) and not name.endswith("_nats")
-            ]
+            names = [name for name in row if name not in (*FIRST, *LAST) and not name.endswith("_nats")]
             settings[row["folder"]] = " ".join(f"{name}={row[name]}" for name in names if row[name] is not None)
     return comparison(runs, settings) if runs else None
-
-
-def as_table(table: Sequence[Mapping[str, Any]], loss: str) -> Table:
-    """The rows for the terminal, without columns that tell nothing."""
-    names = [name for name in (table[0] if table else {}) if name not in ("error", "folder")]
-    if {row["status"] for row in table} == {"finished"}:
-        names.remove("status")
-    if len({row["model"] for row in table}) == 1:
-        names.remove("model")
-    made = Table(box=None, pad_edge=False, header_style="bold cyan")
-    for name in names:
-        right = name in ("job", "trial", loss, "epochs", "seconds")
-        title = Text("time" if name == "seconds" else name)
-        made.add_column(title, justify="right" if right else "left", overflow="fold")
-    for row in table:
-        made.add_row(*(Text(_cell(name, row[name], loss)) for name in names))  # brackets are no markup
-    return made
-
-
-def as_seeds_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
-    """The means over seeds for the terminal."""
-    made = Table(box=None, pad_edge=False, header_style="bold cyan")
-    for name in seeds[0]:
-        made.add_column(Text(name), justify="right" if name in ("seeds", "mean", "standard deviation") else "left")
-    for group in seeds:
-        cells = (f"{value:.4f}" if isinstance(value, float) else str(value or "") for value in group.values())
-        made.add_row(*map(Text, cells))
-    return made
-
-
-def _cell(name: str, value: Any, loss: str) -> str:
-    if value is None:
-        return ""
-    if name == loss:
-        return f"{value:.4f}" if value > 0.01 else f"{value:.3g}"
-    return duration(value) if name == "seconds" else str(value)

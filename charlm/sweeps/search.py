@@ -6,22 +6,22 @@ import math
 import os
 import sys
 import time
-from contextlib import redirect_stderr
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from charlm.checkpoint.paths import model_name, run_name
+from charlm.checkpoint.paths import model_name, resume_command, run_name
 from charlm.errors import UsageError
 from charlm.run.compose import Job
 from charlm.run.resume import check_unused
 from charlm.run.search_options import SearchOptions
 from charlm.run.settings import Settings
-from charlm.sweeps.command import EXTENDABLE, go_on, without_limits
-from charlm.sweeps.display import Display
-from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.run.suggest import option_of
+from charlm.sweeps.command import EXTENDABLE
+from charlm.sweeps.display import Display, new_console
+from charlm.sweeps.folder import SEARCH, JobRecord, SweepFolder
 from charlm.sweeps.search_results import SearchResult, conclude
 from charlm.sweeps.space import check_space, fixed
 from charlm.sweeps.trial import run_trial
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 
 ENDED = ("finished", "pruned", "diverged", "failed")
 FAILURES = 3  # trials that may fail before one has worked
-
-
-class Stop(Interrupt):
-    """Ctrl-C, SIGTERM or SIGHUP. The user is told in the terminal, not in the log of a trial."""
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        with redirect_stderr(sys.__stderr__):
-            super()._note(number, frame)
 
 
 def search(settings: Settings, job: Job) -> SearchResult:
@@ -62,28 +54,28 @@ def search(settings: Settings, job: Job) -> SearchResult:
         raise UsageError(f"task=search needs {error.name}: install it with pip install -e '.[sweep]'") from None
     base = fixed(job.overrides, space)
     check_space(base, space)
-    folder = SweepFolder(Path(os.path.relpath(job.folder)), "search")
+    folder = SweepFolder(Path(os.path.relpath(job.folder)))
     alone = open_folder(folder, job, options)
-    trials, stop, problem = Trials(folder.path, options), Stop(), None
-    display = Display(lambda: records(folder, options.trials), list(space), "trial")
+    trials, interrupt, problem = Trials(folder.path, options), Interrupt(), None
+    display = Display(new_console(), lambda: records(folder, options.trials), list(space), "trial")
     try:
-        with stop.listening():
-            work(folder, trials, settings, job, base, stop)
+        with display, interrupt.listening():
+            work(folder, trials, settings, job, base, interrupt)
     except Interrupted:
-        if stop.signal is None:
+        if interrupt.signal is None:
             raise
     except UsageError as error:
         problem = error
-    finally:
-        shown = display.close()
+    found = records(folder, options.trials)
+    display.say(found)
     with alone:
-        folder.write_command({**(folder.command() or {}), "ended": trials.complete()})
-        result = conclude(folder, shown, trials, base, display.console)
-    if stop.signal is not None:
-        print(go_on(folder.path), file=sys.stderr)
-        raise Interrupted(stop.signal)
+        folder.write_command({**(folder.command(SEARCH) or {}), "ended": trials.complete()})
+        result = conclude(folder, found, trials, base, display.console)
+    if interrupt.signal is not None:
+        print(f"resume with\n  {resume_command(folder.path)}", file=sys.stderr)
+        raise Interrupted(interrupt.signal)
     if problem is not None or result is None:
-        raise problem or UsageError(f"no trial was finished; {go_on(folder.path)}")
+        raise problem or UsageError(f"no trial was finished; resume with {resume_command(folder.path)}")
     return result
 
 
@@ -94,12 +86,12 @@ def open_folder(folder: SweepFolder, job: Job, options: SearchOptions) -> FileLo
     """
     command = {
         "overrides": job.overrides,
-        "options": options.model_dump(exclude=set(EXTENDABLE)),
+        "options": {name: v for name, v in options.model_dump().items() if f"search.{name}" not in EXTENDABLE},
         "ended": False,
     }
     try:
         folder.jobs.mkdir(parents=True, exist_ok=True)
-        with (alone := FileLock(folder.jobs / "lock")):
+        with (alone := FileLock(folder.jobs / "results.lock")):
             check_same(folder, command)
             folder.write_command(command)
     except OSError as error:
@@ -107,30 +99,37 @@ def open_folder(folder: SweepFolder, job: Job, options: SearchOptions) -> FileLo
     return alone
 
 
+def without_limits(overrides: Sequence[str]) -> list[str]:
+    """`overrides` without how long a search may be."""
+    return [override for override in overrides if option_of(override) not in EXTENDABLE]
+
+
 def check_same(folder: SweepFolder, command: dict[str, Any]) -> None:
     """Raise UsageError if the folder holds a run, or another search."""
-    earlier = folder.command()
+    earlier = folder.command(SEARCH)
     if earlier is None:
         check_unused(folder.path)
     elif without_limits(earlier["overrides"]) != without_limits(command["overrides"]):
         raise UsageError(
             f"{folder.path} holds another search ({' '.join(map(str, earlier['overrides']))}): choose another "
-            f"hydra.run.dir, or {go_on(folder.path)}"
+            f"hydra.run.dir, or resume it with {resume_command(folder.path)}"
         )
-    elif earlier.get("options") != command["options"]:
+    elif earlier["options"] != command["options"]:
         raise UsageError(f"{folder.path} was begun with other options, and conf/ has changed since: start a new search")
 
 
-def work(folder: SweepFolder, trials: Trials, settings: Settings, job: Job, base: list[str], stop: Stop) -> None:
+def work(
+    folder: SweepFolder, trials: Trials, settings: Settings, job: Job, base: list[str], interrupt: Interrupt
+) -> None:
     """Run trials until there are enough, the time is over, or the user stops. Raises UsageError if none works."""
     began, limit = time.monotonic(), 60 * (settings.search.minutes or math.inf)
-    while stop.signal is None and time.monotonic() < began + limit:
+    while interrupt.signal is None and time.monotonic() < began + limit:
         with trials.claimed() as trial:
             if trial is None:
                 return
             record = folder.read(trial.number) or new_record(trial, trials, settings, job, base)
             if record.status not in ENDED:  # else it ended just before its process was killed
-                run_trial(folder, trials, trial, record, lambda: stop.signal is not None)
+                run_trial(folder, trials, trial, record, lambda: interrupt.signal is not None)
             trials.tell(trial, record)
         found = list(folder.records().values())
         if len(found) >= FAILURES and all(record.status == "failed" for record in found):

@@ -21,6 +21,7 @@ from charlm.output import print_command, print_facts, print_table
 from charlm.run.search_options import Range, Space
 from charlm.sweeps import results
 from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.tables import final_table
 
 if TYPE_CHECKING:
     import optuna
@@ -73,9 +74,10 @@ def conclude(
     best = {} if not found else {name: found[0][name] for name in trials.space}
     command = shlex.join([*base, *(f"{name}={value}" for name, value in best.items())])
     command = f"python {program('train.py')} {command}"
-    results.write_results(folder, table, [], importances=weights, best=best, command=command if best else None)
+    content = {"trials": table, "importances": weights, "best": best, "command": command if best else None}
+    results.write_results(folder, table, content)
     console.print()
-    print_table(console, results.as_table(table, loss))
+    print_table(console, final_table(table, loss))
     console.print()
     if not found:
         return None

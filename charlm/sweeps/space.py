@@ -9,6 +9,7 @@ from charlm.errors import UsageError
 from charlm.run.build import check_size
 from charlm.run.compose import compose_job
 from charlm.run.search_options import Range, Space, number
+from charlm.run.suggest import option_of
 
 LETTERS = 26  # of a text that is not read yet
 
@@ -17,7 +18,7 @@ def fixed(overrides: Sequence[str], space: Space) -> list[str]:
     """Those of a search's `overrides` with which every trial is composed, to train."""
     kept = []
     for override in overrides:
-        name = override.lstrip("+~").partition("=")[0]
+        name = option_of(override)
         if name != "task" and name not in space and not name.startswith(("search.", "hydra.")) and name != "search":
             kept.append(override)
     if compose_job(kept, Path())[0].task != "train":  # an experiment says so

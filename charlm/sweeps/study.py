@@ -40,9 +40,9 @@ STATES = {  # a trial that diverged tells the sampler where not to look, one tha
 class Halving(BasePruner):
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934, section 3.1).
 
-    After validation 1, 3, 9 … a trial ends unless its loss is in the best third of those that came so far. None does
-    before `startup` trials have ended. Optuna's own leaves marks in the journal, so that a decision that a kill
-    interrupted would be made again in another way.
+    After validation 1, 3, 9 …, of which `Trials` leaves out the first ones, a trial ends unless its loss is in the best
+    third of those that came so far. None does before `startup` trials have ended. Optuna's own leaves marks in the
+    journal, so that a decision that a kill interrupted would be made again in another way.
     """
 
     def __init__(self, startup: int) -> None:
@@ -171,6 +171,8 @@ class Trials:
         """
         if number not in self._frozen(trial).intermediate_values:
             trial.report(nats, number)
+        if number <= self.options.warmup:
+            return False
         frozen = copy.copy(self._frozen(trial))
         frozen.intermediate_values = {n: value for n, value in frozen.intermediate_values.items() if n <= number}
         return self.study.pruner.prune(self.study, frozen)

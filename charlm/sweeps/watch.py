@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from charlm.checkpoint.paths import program, quoted
-from charlm.cli import DEBUG, fail, quick_imports
+from charlm.cli import DEBUG, fail
 from charlm.errors import UsageError, first_line
-from charlm.output import counted, duration, print_table
+from charlm.output import counted, print_table
 from charlm.run.suggest import explain
 from charlm.sweeps import results
 from charlm.sweeps.command import split
+from charlm.sweeps.display import Display, new_console
 from charlm.sweeps.folder import JobRecord, SweepFolder
-from charlm.training.interrupt import Interrupted
+from charlm.sweeps.planning import check_jobs, jobs, jobs_at_once
+from charlm.sweeps.tables import final_table, seeds_table
+from charlm.training.interrupt import Interrupted, handled_by
 
-REFRESH = 0.5  # seconds between two looks at the jobs
-ORDER = {"running": 0, "failed": 1, "interrupted": 2, "finished": 3, "waiting": 4}  # in the live table
 session: Session | None = None  # of the sweep in this process
 
 
@@ -70,7 +60,7 @@ class Session:
         if "/" not in self.shown_path:
             self.shown_path = f"./{self.shown_path}"  # needs no quotes in an override
         self.again = f"python {program('train.py')} -m {shlex.quote(f'resume={quoted(self.shown_path)}')}"
-        self.console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+        self.console = new_console()
         self.errors = sys.stderr  # jobs send their own to a file
         with self.console.status("checking the settings of all jobs"):
             self.command = self._command(config)
@@ -83,18 +73,14 @@ class Session:
         self.sweep.write_command(self.command)
         self.sweep.go_on()
         for record in self.sweep.records().values():
-            if record.status == "running":  # when it was killed
+            if record.status == "running":  # its process was killed
                 record.status = "interrupted"
                 self.sweep.write(record)
-        self._said = {record.number: record.status for record in self.sweep.records().values()}
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-            numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
-        self._thread.start()
+        differing = results.differing([results.settings_of(job) for job in self.command["jobs"]])
+        self.display = Display(self.console, self.records, differing)
+        self._open = ExitStack()
+        self._open.enter_context(handled_by(self._note))
+        self._open.enter_context(self.display)
 
     def _command(self, config: DictConfig) -> dict[str, Any]:
         """The content of ``sweep.json``. Raises UsageError if the folder holds another sweep, or a job is invalid."""
@@ -103,7 +89,7 @@ class Session:
         if earlier is not None and (earlier["overrides"], earlier["jobs"]) != (typed["task"], made):
             raise UsageError(
                 f"{self.shown_path} holds another sweep ({' '.join(map(str, earlier['overrides']))}): choose another "
-                f"hydra.sweep.dir, or go on with {self.again}"
+                f"hydra.sweep.dir, or resume it with {self.again}"
             )
         search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
         check_jobs(str(config.hydra.job.config_name), search, made)
@@ -134,56 +120,20 @@ class Session:
             found.setdefault(number, JobRecord(number, overrides, "", model=model))
         return [found[number] for number in sorted(found)]
 
-    @cached_property
-    def differing(self) -> list[str]:
-        """The options in which the jobs differ."""
-        return results.differing([results.settings_of(job) for job in self.command["jobs"]])
-
     def described(self, record: JobRecord) -> str:
         """The settings in which a job differs from the others."""
-        return results.described(record.overrides, self.differing)
-
-    def _watch(self) -> None:
-        if not self.console.is_terminal:
-            while not self._end.wait(REFRESH):
-                self._say(self.records())
-            return
-        # Its own redirection would end up in the log of a job.
-        live = Live(
-            console=self.console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
-        with live:
-            while not self._end.wait(REFRESH):
-                live.update(live_table(self.records(), self.differing, self.console.height - 3), refresh=True)
-
-    def _say(self, records: list[JobRecord]) -> None:
-        """One line for every job that began or ended."""
-        for record in records:
-            if record.status == self._said.get(record.number, "waiting"):
-                continue
-            self._said[record.number] = record.status
-            line = f"job {record.number} {record.status}"
-            if record.status == "finished" and record.nats is not None:
-                line += f", {record.nats:.4f} nats/char, {counted(record.epoch, 'epoch')}, {duration(record.seconds)}"
-            if record.error:
-                line += f": {record.error}"
-            line = f"{line}   {self.described(record)}".rstrip()
-            self.console.print(line, markup=False, soft_wrap=True)
+        return results.described(record.overrides, self.display.names)
 
     def close(self) -> list[JobRecord]:
         """Stop watching, print and write the results, and release the sweep. Returns the records."""
-        self._end.set()
-        self._thread.join()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._open.close()
         records = self.records()
         for record in records:
             if record.status == "running":  # its process was killed
                 record.status = "interrupted"
                 with suppress(OSError):
                     self.sweep.write(record)
-        if not self.console.is_terminal:
-            self._say(records)
+        self.display.say(records)
         if any(record.status != "waiting" for record in records):
             self._report(records)
         with suppress(OSError):
@@ -197,12 +147,12 @@ class Session:
         table = results.rows(records, loss)
         seeds = results.over_seeds(table, loss)
         self.console.print()
-        print_table(self.console, results.as_table(table, loss))
+        print_table(self.console, final_table(table, loss))
         if seeds:
             self.console.print()
-            print_table(self.console, results.as_seeds_table(seeds))
+            print_table(self.console, seeds_table(seeds))
         try:
-            results.write_results(self.sweep, table, seeds)
+            results.write_results(self.sweep, table, {"jobs": table, "over_seeds": seeds})
         except OSError as error:
             print(f"warning: {self.shown_path} has no results: {error.strerror or error}", file=self.errors)
         else:
@@ -216,90 +166,30 @@ def sweeping() -> Iterator[None]:
 
     Raises Interrupted for a sweep that was stopped, and UsageError if jobs failed.
     """
+    global session
     broken = False
     try:
         yield
     except BrokenProcessPool:
         broken = True
     finally:
-        if session is not None:
-            records = session.close()
+        ours, session = session, None
+        if ours is not None:
+            records = ours.close()
             if any(record.status in ("waiting", "interrupted") for record in records) and not broken:
-                print(f"go on with\n  {session.again}", file=sys.stderr)
-    if session is None:
+                print(f"resume with\n  {ours.again}", file=sys.stderr)
+    if ours is None:
         return
-    if session.signal:
-        raise Interrupted(session.signal)
+    if ours.signal:
+        raise Interrupted(ours.signal)
     if broken:
         raise UsageError(
-            "the process of a job was killed, perhaps because the memory was full: lower hydra.launcher.n_jobs, and go "
-            f"on with {session.again}"
+            "the process of a job was killed, perhaps because the memory was full: lower hydra.launcher.n_jobs, and "
+            f"resume with {ours.again}"
         )
     if failed := [record for record in records if record.status == "failed"]:
         for record in failed:
-            print(f"error: job {record.number} ({session.described(record)}): {record.error}", file=sys.stderr)
-        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is mended, go on with {session.again}")
-    if (number := session.sweep.stopped_by()) is not None:  # a worker got a signal
+            print(f"error: job {record.number} ({ours.described(record)}): {record.error}", file=sys.stderr)
+        raise UsageError(f"{counted(len(failed), 'job')} failed; once that is fixed, resume with {ours.again}")
+    if (number := ours.sweep.stopped_by()) is not None:  # a worker got a signal
         raise Interrupted(number)
-
-
-def jobs(config: DictConfig) -> list[list[str]]:
-    """The overrides of every job, as Hydra's own sweeper makes them; none for another sweeper, which decides later."""
-    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-        return []
-    arguments = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
-    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*arguments, *typed]), None)
-    return batch
-
-
-def check_jobs(name: str, search: list[str], jobs: list[list[str]]) -> None:
-    """Raise UsageError if the settings of a job are invalid: at once, not after the jobs before it."""
-    with quick_imports():  # PyTorch is slow to load
-        from charlm.run.compose import checked_settings
-
-    for number, overrides in enumerate(jobs):
-        try:
-            checked_settings(compose(name, [*search, *overrides]))
-        except UsageError as error:
-            differing = results.differing([results.settings_of(job) for job in jobs])
-            described = results.described(overrides, differing)
-            raise UsageError(f"job {number} of {len(jobs)} ({described}): {error}") from None
-
-
-def jobs_at_once(launcher: Mapping[str, Any], count: int) -> int:
-    """How many of `count` jobs the launcher runs at once on this machine. Raises UsageError for none."""
-    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
-        return 1
-    from charlm.run.compose import cores
-
-    asked = launcher.get("n_jobs")
-    if asked == 0:
-        raise UsageError("hydra.launcher.n_jobs=0 runs nothing: give the number of jobs at once, or -1 for all cores")
-    at_once = 1 if asked is None else int(asked) if asked > 0 else cores() + 1 + int(asked)
-    return max(1, min(at_once, count or at_once))
-
-
-def live_table(records: list[JobRecord], differing: list[str], height: int) -> Group:
-    """The jobs that run, then those that ended, as many as fit, and how many there are of each kind."""
-    begun = [record for record in records if record.status != "waiting"]
-    latest = sorted(begun, key=lambda record: record.number, reverse=True)
-    shown = sorted(latest, key=lambda record: ORDER[record.status])[: max(height - 2, 1)]
-    made = Table(box=None, pad_edge=False, header_style="bold cyan")
-    for name in ("job", *differing, "epoch", "best loss", "left"):
-        made.add_column(Text(name), justify="left" if name in differing else "right", no_wrap=True)
-    for record in shown:
-        settings = results.settings_of(record.overrides)
-        left = record.status if record.status != "running" else "" if record.left is None else duration(record.left)
-        cells = [
-            str(record.number),
-            *(settings.get(name, "") for name in differing),
-            f"{record.epoch}/{record.epochs or '?'}",
-            "" if record.nats is None else f"{record.nats:.4f}",
-            left,
-        ]
-        made.add_row(*map(Text, cells))
-    counts = {status: sum(record.status == status for record in records) for status in ORDER}
-    line = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    return Group(made, Text(line, style="dim"))

@@ -17,6 +17,25 @@ class Interrupted(BaseException):
         self.number = number
 
 
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP in this context. Does nothing outside the main thread, which alone can.
+
+    A signal that is ignored when the program starts stays ignored: that is what nohup is for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]  # the last not on Windows
+    heeded = {number for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 class Interrupt:
     """Remembers a signal received while `listening`; `check` raises it once a checkpoint is saved.
 
@@ -26,7 +45,7 @@ class Interrupt:
 
     def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
         self._signal: int | None = None
-        self._stopping = stopping
+        self._stopping, self._errors = stopping, sys.stderr  # which is another one while a trial runs
 
     @property
     def signal(self) -> int | None:
@@ -37,27 +56,15 @@ class Interrupt:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGINT, SIGTERM and SIGHUP in this context. Does nothing outside the main thread, which alone can.
-
-        A signal that is ignored when the program starts stays ignored: that is what nohup is for.
-        """
-        if threading.current_thread() is not threading.main_thread():
+        """Handle the signals in this context."""
+        with handled_by(self._note):
             yield
-            return
-        numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]  # the last not on Windows
-        numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._note) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
             raise Interrupted(number)
         self._signal = number
-        print("\nstopping after this step; interrupt again to stop at once", file=sys.stderr)
+        print("\nstopping after this step; interrupt again to stop at once", file=self._errors)
 
     def check(self) -> None:
         """Raise Interrupted if a signal was received."""

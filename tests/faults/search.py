@@ -30,7 +30,7 @@ SEARCH = [
 
 def command(folder: Path, text: Path) -> list[str]:
     """The arguments that begin the search in `folder`, or go on with it."""
-    if (folder / ".jobs/search.json").exists():
+    if (folder / ".jobs/sweep.json").exists():
         return [f"resume={quoted(str(folder))}"]
     data = ["data=text", f"data.path={quoted(str(text))}", "trainer.threads=1"]
     return [*SMALL, *SIZES, *data, *SEARCH, f"hydra.run.dir={quoted(str(folder))}"]

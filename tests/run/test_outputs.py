@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import pty
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from charlm.checkpoint.storage import Store
 from charlm.errors import UsageError
 from charlm.training.module import CharLM
 from tests.helpers import ROOT, SMALL, run_train, summary
-from tests.programs import environment
+from tests.programs import environment, in_terminal, read_until
 
 
 @pytest.fixture
@@ -81,37 +78,15 @@ def test_any_encoding_works(variables: dict[str, str], tmp_path: Path, base: lis
 
 def test_closing_the_terminal_saves_the_run(base: list[str], tmp_path: Path) -> None:
     """The program gets a SIGHUP, and all that it prints fails."""
-    master, slave = pty.openpty()
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "train.py", *base, "trainer.max_epochs=100000", f"hydra.run.dir={run}"],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL) and None,
-    ) as process:
-        os.close(slave)
-        read_until(lambda: (run / "samples.txt").exists() and "epoch 2" in (run / "samples.txt").read_text(), master)
-        os.close(master)
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 128 + signal.SIGHUP
+    options = [*base, "trainer.max_epochs=100000", f"hydra.run.dir={run}"]
+    process, terminal = in_terminal(*options, env=environment(tmp_path))
+    read_until(lambda: (run / "samples.txt").exists() and "epoch 2" in (run / "samples.txt").read_text(), terminal)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
     steps = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert steps > 0 and (run / "loss.png").is_file()
-
-
-def read_until(happened: Callable[[], bool], terminal: int) -> None:
-    """Read what is printed to `terminal`, which would otherwise fill up, until it `happened`."""
-    os.set_blocking(terminal, False)
-    deadline = time.monotonic() + 60
-    while not happened() and time.monotonic() < deadline:
-        time.sleep(0.05)
-        try:
-            os.read(terminal, 100_000)
-        except OSError:  # nothing to read
-            continue
 
 
 @pytest.mark.parametrize("step", [5, 30, 57, 85])  # an epoch has 28 steps

@@ -382,8 +382,10 @@ def test_the_next_job_of_a_sweep_gets_its_wandb_run(
     at_step(monkeypatch, 20, lambda: os.kill(child(), signal.SIGKILL))
     descriptors = len(os.listdir("/proc/self/fd"))
     run_train("-m", "seed=1,2,3", *base[:-1], f"hydra.sweep.dir={tmp_path}/sweep")
-    the_line(capfd.readouterr().err)
+    assert capfd.readouterr().err == ""
     folders = sorted((tmp_path / "sweep").glob("*_text"))
+    said = [line for folder in folders for line in (folder / "train.log").read_text().splitlines(keepends=True)]
+    the_line("".join(line for line in said if "W&B: " in line))
     assert [logged_steps(folder) for folder in folders[1:]] == [STEPS, STEPS]
     for folder in folders:
         assert_complete(folder)

@@ -51,7 +51,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def records(folder: Path) -> list[JobRecord]:
-    return list(SweepFolder(folder, "search").records().values())
+    return list(SweepFolder(folder).records().values())
 
 
 def same_training(alone: Path, trial: Path) -> bool:
@@ -122,9 +122,9 @@ def test_hopeless_trials_end_early_and_say_so(base: list[str], tmp_path: Path) -
     by_status = {row["status"]: row for row in result.table}
     assert set(by_status) == {"finished", "pruned", "diverged"}, result.table
     pruned = result.folder / by_status["pruned"]["folder"]
-    assert by_status["pruned"]["optimizer.lr"] == "1e-07" and by_status["pruned"]["epochs"] < 4
-    assert summary(pruned)["pruned"].startswith("pruned in epoch 1: ") and (pruned / "checkpoints/last.ckpt").exists()
-    assert "pruned in epoch 1: other trials of the search had lower losses" in (pruned / "train.log").read_text()
+    assert by_status["pruned"]["optimizer.lr"] == "1e-07" and by_status["pruned"]["epochs"] == 3
+    assert summary(pruned)["pruned"].startswith("pruned in epoch 3: ") and (pruned / "checkpoints/last.ckpt").exists()
+    assert "pruned in epoch 3: other trials of the search had lower losses" in (pruned / "train.log").read_text()
     assert "diverged" in by_status["diverged"]["error"] and by_status["diverged"]["best_val_nats"] is None
     states = [trial.state.name for trial in Trials(result.folder, options_of(trials=8, startup=2)).all()]
     expected = {"finished": "COMPLETE", "pruned": "PRUNED", "diverged": "PRUNED"}
@@ -132,7 +132,7 @@ def test_hopeless_trials_end_early_and_say_so(base: list[str], tmp_path: Path) -
 
 
 def options_of(**values: Any) -> SearchOptions:
-    return SearchOptions(**{"space": SPACE, "trials": 100, "startup": 3, **values})
+    return SearchOptions(**{"space": SPACE, "trials": 100, "startup": 3, "warmup": 0, **values})
 
 
 def loss(chosen: dict[str, str]) -> float:
@@ -300,9 +300,11 @@ def test_a_stopped_search_says_how_to_go_on(base: list[str], tmp_path: Path) -> 
     wait_until(lambda: list(folder.glob("1_*/metrics.csv")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "go on with\n  python train.py resume=" in err and "Traceback" not in err + out
+    assert (
+        process.returncode == 130 and "resume with\n  python train.py resume=" in err and "Traceback" not in err + out
+    )
     assert [record.status for record in records(folder)] == ["finished", "interrupted"]
-    with pytest.raises(UsageError, match="seed=3 cannot change in a search that goes on"):
+    with pytest.raises(UsageError, match="seed=3 cannot change in a resumed search"):
         charlm.search(f"resume={folder}", "seed=3")
     with pytest.raises(UsageError, match="holds another search"):
         charlm.search(*command, "seed=3", folder=folder)
@@ -313,18 +315,18 @@ def test_a_stopped_search_says_how_to_go_on(base: list[str], tmp_path: Path) -> 
 def test_the_same_command_goes_on_with_an_unfinished_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["experiment=search_lstm", "search.trials=3"]
-    kept = SweepFolder(Path("searches/2026-01-31_12-00-00_lstm_text"), "search")
-    kept.write_command({"overrides": command, "ended": False})
+    kept = SweepFolder(Path("searches/2026-01-31_12-00-00_lstm_text"))
+    kept.write_command({"overrides": command, "options": {}, "ended": False})
     assert expanded_search(command) == [*command, f"hydra.run.dir={kept.path}"]
     assert expanded_search([*command, "seed=1"]) == [*command, "seed=1"]
     assert expanded_search([*command, "hydra.run.dir=x/y"]) == [*command, "hydra.run.dir=x/y"]
     longer = expanded_search([f"resume={kept.path}", "search.trials=5"])
     assert longer == ["experiment=search_lstm", "search.trials=5", f"hydra.run.dir={kept.path}"]
     assert expanded_search(["resume=runs/x"]) == ["resume=runs/x"]
-    odd = SweepFolder(Path("my searches/it's"), "search")
-    odd.write_command({"overrides": command, "ended": False})
+    odd = SweepFolder(Path("my searches/it's"))
+    odd.write_command({"overrides": command, "options": {}, "ended": False})
     assert expanded_search(["resume=my searches/it's"])[-1] == r"hydra.run.dir='my searches/it\'s'"
-    kept.write_command({"overrides": command, "ended": True})
+    kept.write_command({"overrides": command, "options": {}, "ended": True})
     assert expanded_search(command) == command
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import os
-import pty
 import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra.errors import HydraException
@@ -26,11 +22,11 @@ from charlm.errors import UsageError
 from charlm.plot import main
 from charlm.run.compose import cores
 from charlm.run.suggest import explain
-from charlm.sweeps import results
-from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps import results, watch
+from charlm.sweeps.folder import JobRecord, Status, SweepFolder
 from tests.faults.compare import differences
-from tests.helpers import ROOT, SMALL, summary
-from tests.programs import environment, program
+from tests.helpers import ROOT, SMALL, run_train, summary
+from tests.programs import environment, in_terminal, program, read_until
 
 NAMES = ["optimizer.lr", "model", "seed", "data.bptt"]
 
@@ -112,6 +108,12 @@ def test_the_columns_are_the_settings_that_differ(jobs: list[tuple[dict[str, str
         assert group["seeds"] == len(of) and group["mean"] == pytest.approx(statistics.fmean(of))
 
 
+def heed_signals() -> None:
+    """Undo what a shell's & and nohup do, under which these tests may run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*arguments: str, tmp_path: Path, cwd: Path = ROOT) -> subprocess.Popen[str]:
     """A multirun in a process group of its own, so that all of it can be killed."""
     return subprocess.Popen(
@@ -122,7 +124,7 @@ def start(*arguments: str, tmp_path: Path, cwd: Path = ROOT) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=heed_signals,
     )
 
 
@@ -133,6 +135,7 @@ def wait_for_checkpoint(sweep: Path, job: int) -> None:
         time.sleep(0.05)
 
 
+COMMAND = {"overrides": [], "hydra": [], "flags": [], "jobs": [], "parallel": 1, "pid": 0, "ended": False}
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
@@ -172,32 +175,14 @@ def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
 
 def test_closing_the_terminal_saves_the_job(base: list[str], tmp_path: Path) -> None:
     """The program gets a SIGHUP, and all that it prints fails."""
-    sweep, (master, slave) = tmp_path / "sweep", pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "-m", "seed=1,2", *base, "trainer.max_epochs=1000", f"hydra.sweep.dir={sweep}"],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-        preexec_fn=functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
-    )
-    os.close(slave)
-    reader = threading.Thread(target=lambda: [None for _ in iter(functools.partial(read, master), b"")], daemon=True)
-    reader.start()
-    wait_for_checkpoint(sweep, 0)
-    os.close(master)
+    sweep = tmp_path / "sweep"
+    options = ["-m", "seed=1,2", *base, "trainer.max_epochs=1000", f"hydra.sweep.dir={sweep}"]
+    process, terminal = in_terminal(*options, env=environment(tmp_path))
+    read_until(lambda: bool(list(sweep.glob("0_*/checkpoints/best.ckpt"))), terminal)
+    os.close(terminal)
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 128 + signal.SIGHUP
     assert [record.status for record in SweepFolder(sweep).records().values()] == ["interrupted"]
-
-
-def read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 100_000)
-    except OSError:  # it is closed
-        return b""
 
 
 def test_a_worker_that_is_killed_is_reported(base: list[str], tmp_path: Path) -> None:
@@ -262,7 +247,7 @@ def test_the_same_command_goes_on_with_an_unfinished_sweep_only(base: list[str],
     process.communicate()
     (sweep,) = (tmp_path / "sweeps").iterdir()
     again = program("train.py", "-m", *grid, cwd=tmp_path, env=environment(tmp_path))
-    assert again.status == 0 and f"going on with sweeps/{sweep.name}, which is not finished" in again.err
+    assert again.status == 0 and f"resuming sweeps/{sweep.name}, which is not finished" in again.err
     assert len(table(sweep)) == 2 and [p.name for p in (tmp_path / "sweeps").iterdir()] == [sweep.name]
     new = program("train.py", "-m", *grid, cwd=tmp_path, env=environment(tmp_path))
     assert new.status == 0 and new.err == "" and len(list((tmp_path / "sweeps").iterdir())) == 2
@@ -303,7 +288,7 @@ def test_a_failed_job_is_named_and_tried_again(base: list[str], text: str, tmp_p
 def test_what_cannot_be_done_is_refused_at_once(arguments: list[str], words: list[str], tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
-    SweepFolder(tmp_path / "sweep").write_command({"overrides": ["seed=1,2"], "hydra": [], "jobs": [], "ended": False})
+    SweepFolder(tmp_path / "sweep").write_command({**COMMAND, "overrides": ["seed=1,2"]})
     given = [argument.format(here=tmp_path) for argument in arguments]
     done = program("train.py", "-m", *given, cwd=tmp_path, env=environment(tmp_path))
     assert done.is_refusal(*words)
@@ -358,13 +343,25 @@ def test_a_launcher_that_is_not_installed_is_named(tmp_path: Path) -> None:
     assert done.is_refusal("there is no hydra/launcher=nonsense: Hydra's own is hydra/launcher=basic")
 
 
-def records(*statuses: str) -> list[Any]:
-    return [JobRecord(n, [f"seed={n}"], str(n), status) for n, status in enumerate(statuses)]  # type: ignore[arg-type]
+def records(*statuses: Status) -> list[JobRecord]:
+    return [JobRecord(n, [f"seed={n}"], str(n), status) for n, status in enumerate(statuses)]
+
+
+def test_nothing_is_left_of_a_sweep_in_its_process(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    run_train("-m", "seed=1,2", *base, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert watch.session is None and [signal.getsignal(number) for number in numbers] == before
+    capsys.readouterr()
+    run_train(*base, f"hydra.run.dir={tmp_path}/run")
+    assert "results" not in capsys.readouterr().out
 
 
 def test_a_damaged_record_is_a_job_that_has_not_begun(tmp_path: Path) -> None:
     sweep = SweepFolder(tmp_path)
-    sweep.write_command({"overrides": [], "hydra": [], "jobs": [], "ended": False})
+    sweep.write_command(COMMAND)
     for record in records("finished", "running", "failed"):
         sweep.write(record)
     (tmp_path / ".jobs/1.json").write_text('{"number": 1')

@@ -1,4 +1,4 @@
-"""How far a run is, told to whoever started it: a sweep's table, for example."""
+"""Reports the progress of a run to whoever started it: to a sweep, for example, which shows it in its table."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ from charlm.options import NonNegative, Positive, PositiveInt, Text, checked
 from charlm.text.vocab import normalise
 
 
-def validated(trainer: pl.Trainer, pl_module: Any) -> Network:
+def validated(trainer: Any, pl_module: Any) -> Network:
     """The network whose loss is validated: the averaged one, if a callback averages the weights."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    for callback in trainer.callbacks:
         averaged = getattr(callback, "_average_model", None) if isinstance(callback, WeightAveraging) else None
         if averaged is not None:
             pl_module = averaged.module

@@ -1,0 +1,54 @@
+"""Which jobs a sweep has, checked before the first one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from charlm.cli import quick_imports
+from charlm.errors import UsageError
+from charlm.sweeps import results
+
+
+def jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of every job, as Hydra's own sweeper makes them; none for another sweeper, which decides later."""
+    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        return []
+    arguments = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*arguments, *typed]), None)
+    return batch
+
+
+def check_jobs(name: str, search: list[str], jobs: list[list[str]]) -> None:
+    """Raise UsageError if the settings of a job are invalid: at once, not after the jobs before it."""
+    with quick_imports():  # PyTorch is slow to load
+        from charlm.run.compose import checked_settings
+
+    for number, overrides in enumerate(jobs):
+        try:
+            checked_settings(compose(name, [*search, *overrides]))
+        except UsageError as error:
+            differing = results.differing([results.settings_of(job) for job in jobs])
+            described = results.described(overrides, differing)
+            raise UsageError(f"job {number} of {len(jobs)} ({described}): {error}") from None
+
+
+def jobs_at_once(launcher: Mapping[str, Any], count: int) -> int:
+    """How many of `count` jobs the launcher runs at once on this machine. Raises UsageError for none."""
+    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
+        return 1
+    from charlm.run.compose import cores
+
+    asked = launcher.get("n_jobs")
+    if asked == 0:
+        raise UsageError("hydra.launcher.n_jobs=0 runs nothing: give the number of jobs at once, or -1 for all cores")
+    at_once = 1 if asked is None else int(asked) if asked > 0 else cores() + 1 + int(asked)
+    return max(1, min(at_once, count or at_once))
