@@ -34,11 +34,13 @@ def check_jobs(name: str, search: list[str], jobs: list[list[str]]) -> None:
 
     for number, overrides in enumerate(jobs):
         try:
-            checked_settings(compose(name, [*search, *overrides]))
+            settings = checked_settings(compose(name, [*search, *overrides]))
         except UsageError as error:
             differing = results.differing([results.settings_of(job) for job in jobs])
             described = results.described(overrides, differing)
             raise UsageError(f"job {number} of {len(jobs)} ({described}): {error}") from None
+        if settings.task == "search":
+            raise UsageError("task=search makes its own runs: leave out -m")
 
 
 def jobs_at_once(launcher: Mapping[str, Any], count: int) -> int:

@@ -43,8 +43,6 @@ def search(settings: Settings, job: Job) -> SearchResult:
     Interrupted when the user stops it.
     """
     options, space = settings.search, settings.search.parameters()
-    if job.number is not None:
-        raise UsageError("task=search makes its own runs: leave out -m")
     if not space:
         example = "'search.space={optimizer.lr: {low: 1e-4, high: 1e-2, log: true}, model.layers: [1, 2]}'"
         raise UsageError(f"task=search needs a space to search, such as {example}")
@@ -52,6 +50,12 @@ def search(settings: Settings, job: Job) -> SearchResult:
         from charlm.sweeps.study import Trials
     except ModuleNotFoundError as error:
         raise UsageError(f"task=search needs {error.name}: install it with pip install -e '.[sweep]'") from None
+    if job.hydra is not None and own_configs(job.hydra["hydra"]):
+        raise UsageError("task=search takes its configs from conf/ only: leave out -cn, --config-dir and the like")
+    if double := [override for override in job.overrides if option_of(override) in space]:
+        name = option_of(double[0])
+        more = f"leave it out, or {name} with 'search.space={{{name}: null}}'"
+        raise UsageError(f"{double[0]} fixes what search.space searches: {more}")
     base = fixed(job.overrides, space)
     check_space(base, space)
     folder = SweepFolder(Path(os.path.relpath(job.folder)))
@@ -77,6 +81,12 @@ def search(settings: Settings, job: Job) -> SearchResult:
     if problem is not None or result is None:
         raise problem or UsageError(f"no trial was finished; resume with {resume_command(folder.path)}")
     return result
+
+
+def own_configs(hydra: dict[str, Any]) -> bool:
+    """Whether the command line names other configs than those in ``conf/``, of which a trial would know nothing."""
+    sources = [source["provider"] for source in hydra["runtime"]["config_sources"]]
+    return hydra["job"]["config_name"] != "train" or any("command-line" in provider for provider in sources)
 
 
 def open_folder(folder: SweepFolder, job: Job, options: SearchOptions) -> FileLock:

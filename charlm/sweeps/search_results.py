@@ -77,7 +77,7 @@ def conclude(
     content = {"trials": table, "importances": weights, "best": best, "command": command if best else None}
     results.write_results(folder, table, content)
     console.print()
-    print_table(console, final_table(table, loss))
+    print_table(console, final_table(table, loss, console.width))
     console.print()
     if not found:
         return None

@@ -53,20 +53,23 @@ def short(names: Sequence[str]) -> list[str]:
     return [part if parts.count(part) == 1 else name for part, name in zip(parts, names, strict=True)]
 
 
-def final_table(table: Sequence[Mapping[str, Any]], loss: str) -> Table:
-    """The rows for the terminal, without columns that say nothing."""
+def final_table(table: Sequence[Mapping[str, Any]], loss: str, width: int) -> Table:
+    """The rows for the terminal, without columns that say nothing; with short names where `width` is not enough."""
     names = [name for name in (table[0] if table else {}) if name not in ("error", "folder")]
     if {row["status"] for row in table} == {"finished"}:
         names.remove("status")
     if len({row["model"] for row in table}) == 1:
         names.remove("model")
+    cells = [[_cell(name, row[name], loss) for name in names] for row in table]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    titles = names if sum(widths) + len(widths) <= width else short(names)
     made = plain_table()
-    for name in names:
+    for name, title in zip(names, titles, strict=True):
         right = name in ("job", "trial", loss, "epochs", "seconds")
-        title = Text("time" if name == "seconds" else name)
-        made.add_column(title, justify="right" if right else "left", overflow="fold")
-    for row in table:
-        made.add_row(*(Text(_cell(name, row[name], loss)) for name in names))
+        shown = Text("time" if name == "seconds" else title)
+        made.add_column(shown, justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        made.add_row(*map(Text, row))
     return made
 
 

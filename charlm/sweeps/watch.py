@@ -147,7 +147,7 @@ class Session:
         table = results.rows(records, loss)
         seeds = results.over_seeds(table, loss)
         self.console.print()
-        print_table(self.console, final_table(table, loss))
+        print_table(self.console, final_table(table, loss, self.console.width))
         if seeds:
             self.console.print()
             print_table(self.console, seeds_table(seeds))

@@ -248,7 +248,7 @@ def test_successive_halving_keeps_the_best_third(others: list[list[float]], own:
 
 @pytest.mark.slow
 def test_a_killed_search_ends_as_if_it_had_not_been(base: list[str], tmp_path: Path) -> None:
-    command = [*base, "task=search", f"search.space={{{LR}, model.hidden_size: [4, 8]}}", "search.trials=7"]
+    command = [*base, "task=search", f"search.space={{{LR}, model.output_dropout: [0.0, 0.2]}}", "search.trials=7"]
     command += ["search.startup=2", "trainer.max_epochs=8", "checkpoint.every_steps=10"]
     killed, unbroken = tmp_path / "killed/search", tmp_path / "unbroken/search"
     for trial in (2, 4):  # at random, and drawn by TPE
@@ -362,12 +362,34 @@ def test_a_space_that_makes_no_sense_is_refused_before_the_first_trial(space: st
     assert not (tmp_path / "search").exists()
 
 
-def test_refusals_are_one_sentence(tmp_path: Path) -> None:
-    env = environment(tmp_path)
-    done = program("train.py", "task=search", "search.space={optimizer.lr: [1e-3, fast]}", cwd=tmp_path, env=env)
-    assert done.is_refusal("search.space: optimizer.lr='fast' must be a number") and not list(tmp_path.glob("*/*/*"))
-    done = program("train.py", "-m", "task=search", "search.space={seed: [1, 2]}", "seed=1,2", cwd=tmp_path, env=env)
-    assert done.is_refusal("task=search makes its own runs: leave out -m", sentences=False)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["search.space={optimizer.lr: [1e-3, fast]}"], "search.space: optimizer.lr='fast' must be a number"),
+        (
+            ["-m", "search.space={seed: [1, 2]}", "optimizer.lr=1e-3,1e-2"],
+            "task=search makes its own runs: leave out -m",
+        ),
+        (["--config-dir=lab", "-cn=lab", "search.space={seed: [1, 2]}"], "leave out -cn, --config-dir and the like"),
+        (
+            ["experiment=search_lstm", "model.layers=3"],
+            "model.layers=3 fixes what search.space searches: leave it out, or model.layers with "
+            "'search.space={model.layers: null}'",
+        ),
+        (["-m", "resume=old/search"], "resume=old/search is a search, not a sweep: leave out -m"),
+        (
+            ["hydra.run.dir=old/search", "search.space={seed: [1, 2]}"],
+            "old/search holds another search (seed=1): choose",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_at_once(arguments: list[str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/lab.yaml").write_text("defaults: [train, _self_]")
+    SweepFolder(tmp_path / "old/search").write_command({"overrides": ["seed=1"], "options": {}, "ended": True})
+    task = [] if any("resume=" in argument for argument in arguments) else ["task=search"]
+    done = program("train.py", *arguments, *task, cwd=tmp_path, env=environment(tmp_path))
+    assert done.is_refusal(words) and not list(tmp_path.glob("s*/*"))
 
 
 def test_a_value_may_need_others_and_sections_may_be_nested() -> None:
