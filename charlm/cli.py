@@ -117,8 +117,9 @@ def forgiving(stream: Any) -> Any:
         raw = _Forgiving(stream.fileno(), "w", closefd=False)
     except OSError:  # io.UnsupportedOperation is one
         return stream
-    options = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
-    return io.TextIOWrapper(io.BufferedWriter(raw), **options)
+    options = {"encoding": stream.encoding, "errors": stream.errors}
+    lines = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
+    return io.TextIOWrapper(io.BufferedWriter(raw), **options, line_buffering=lines)
 
 
 @contextmanager

@@ -106,6 +106,8 @@ def find_resume_checkpoint(resume: object) -> Path:
         return where
     if not where.is_dir():
         raise UsageError(f"there is no run at resume={where}: give a run's folder, or a .ckpt file in its checkpoints")
+    if (where / "journal.log").is_file():
+        raise UsageError(f"resume={where} is a search: in Python, charlm.search resumes it")
     if (where / ".jobs/sweep.json").is_file():
         raise UsageError(f"resume={where} is a sweep: add -m, as in python train.py -m resume={where}")
     last = where / "checkpoints/last.ckpt"
@@ -125,6 +127,8 @@ def find_checkpoint(where: StrPath | None = None) -> Path:
             return path
         found = [path / folder / f"{name}.ckpt" for folder in ("checkpoints", ".") for name in ("best", "last")]
         found = [file for file in found if file.is_file()]
+        if not found and (path / "journal.log").is_file():
+            raise UsageError(f"{path} is a search: give the folder of one of its trials, see {path}/results.csv")
         if not found and (path / ".jobs/sweep.json").is_file():
             raise UsageError(f"{path} is a sweep: give the folder of one of its jobs, see {path}/results.csv")
         if not found:

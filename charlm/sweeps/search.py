@@ -37,7 +37,7 @@ FAILURES = 3  # trials that may fail before one has worked
 
 
 def search(settings: Settings, job: Job) -> SearchResult:
-    """Search as ``settings.search`` says, in the folder of `job`; or go on with the search that this folder holds.
+    """Search as ``settings.search`` says, in the folder of `job`; or resume the search that this folder holds.
 
     Several processes may do so at once: each runs other trials. Raises UsageError for what the user can fix, and
     Interrupted when the user stops it.
@@ -52,10 +52,6 @@ def search(settings: Settings, job: Job) -> SearchResult:
         raise UsageError(f"task=search needs {error.name}: install it with pip install -e '.[sweep]'") from None
     if job.hydra is not None and own_configs(job.hydra["hydra"]):
         raise UsageError("task=search takes its configs from conf/ only: leave out -cn, --config-dir and the like")
-    if double := [override for override in job.overrides if option_of(override) in space]:
-        name = option_of(double[0])
-        more = f"leave it out, or {name} with 'search.space={{{name}: null}}'"
-        raise UsageError(f"{double[0]} fixes what search.space searches: {more}")
     base = fixed(job.overrides, space)
     check_space(base, space)
     folder = SweepFolder(Path(os.path.relpath(job.folder)))
@@ -117,6 +113,8 @@ def without_limits(overrides: Sequence[str]) -> list[str]:
 def check_same(folder: SweepFolder, command: dict[str, Any]) -> None:
     """Raise UsageError if the folder holds a run, or another search."""
     earlier = folder.command(SEARCH)
+    if folder.command() is not None:
+        raise UsageError(f"{folder.path} holds a sweep: choose another hydra.run.dir")
     if earlier is None:
         check_unused(folder.path)
     elif without_limits(earlier["overrides"]) != without_limits(command["overrides"]):

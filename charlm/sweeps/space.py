@@ -15,11 +15,17 @@ LETTERS = 26  # of a text that is not read yet
 
 
 def fixed(overrides: Sequence[str], space: Space) -> list[str]:
-    """Those of a search's `overrides` with which every trial is composed, to train."""
+    """Those of a search's `overrides` with which every trial is composed, to train.
+
+    Raises UsageError for an option that is in `space` as well.
+    """
     kept = []
     for override in overrides:
         name = option_of(override)
-        if name != "task" and name not in space and not name.startswith(("search.", "hydra.")) and name != "search":
+        if name in space:
+            more = f"leave it out, or {name} with 'search.space={{{name}: null}}'"
+            raise UsageError(f"{override} fixes what search.space searches: {more}")
+        if name not in ("task", "search") and not name.startswith("search."):
             kept.append(override)
     if compose_job(kept, Path())[0].task != "train":  # an experiment says so
         kept.append("task=train")

@@ -15,6 +15,7 @@ from charlm.sweeps.results import settings_of
 
 # Which come first in the live table; of equal ones, the latest.
 ORDER = {"running": 0, "failed": 1, "diverged": 1, "interrupted": 2, "finished": 3, "pruned": 3, "waiting": 4}
+WHOLE = ("status", "seconds")  # the columns of a final table that are not folded
 
 
 def plain_table() -> Table:
@@ -54,7 +55,7 @@ def short(names: Sequence[str]) -> list[str]:
 
 
 def final_table(table: Sequence[Mapping[str, Any]], loss: str, width: int) -> Table:
-    """The rows for the terminal, without columns that say nothing; with short names where `width` is not enough."""
+    """The rows for the terminal, without columns that say nothing; with short names if `width` is not enough."""
     names = [name for name in (table[0] if table else {}) if name not in ("error", "folder")]
     if {row["status"] for row in table} == {"finished"}:
         names.remove("status")
@@ -62,12 +63,14 @@ def final_table(table: Sequence[Mapping[str, Any]], loss: str, width: int) -> Ta
         names.remove("model")
     cells = [[_cell(name, row[name], loss) for name in names] for row in table]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    titles = names if sum(widths) + len(widths) <= width else short(names)
-    made = plain_table()
+    made, titles = plain_table(), names
+    if sum(widths) + 2 * len(widths) > width + 2:
+        titles = short(["best loss" if name == loss else name for name in names])
+        made.collapse_padding = True
     for name, title in zip(names, titles, strict=True):
         right = name in ("job", "trial", loss, "epochs", "seconds")
         shown = Text("time" if name == "seconds" else title)
-        made.add_column(shown, justify="right" if right else "left", overflow="fold")
+        made.add_column(shown, justify="right" if right else "left", overflow="fold", no_wrap=name in WHOLE)
     for row in cells:
         made.add_row(*map(Text, row))
     return made

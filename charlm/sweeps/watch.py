@@ -24,7 +24,7 @@ from charlm.run.suggest import explain
 from charlm.sweeps import results
 from charlm.sweeps.command import split
 from charlm.sweeps.display import Display, new_console
-from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.folder import SEARCH, JobRecord, SweepFolder
 from charlm.sweeps.planning import check_jobs, jobs, jobs_at_once
 from charlm.sweeps.tables import final_table, seeds_table
 from charlm.training.interrupt import Interrupted, handled_by
@@ -86,6 +86,8 @@ class Session:
         """The content of ``sweep.json``. Raises UsageError if the folder holds another sweep, or a job is invalid."""
         typed: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
         made, earlier = jobs(config), self.sweep.command()
+        if self.sweep.command(SEARCH) is not None:
+            raise UsageError(f"{self.shown_path} holds a search: choose another hydra.sweep.dir")
         if earlier is not None and (earlier["overrides"], earlier["jobs"]) != (typed["task"], made):
             raise UsageError(
                 f"{self.shown_path} holds another sweep ({' '.join(map(str, earlier['overrides']))}): choose another "

@@ -22,7 +22,7 @@ from charlm.errors import UsageError
 from charlm.run.compose import compose_job
 from charlm.run.search_options import Range, SearchOptions, number
 from charlm.sweeps.command import expanded_search
-from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.folder import SWEEP, JobRecord, SweepFolder
 from charlm.sweeps.search_results import importances
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL, run_train, summary
@@ -119,6 +119,10 @@ def test_hopeless_trials_end_early_and_say_so(base: list[str], tmp_path: Path) -
     result = charlm.search(*base, *options, folder=tmp_path / "search")
     assert result.best == {"optimizer.lr": "0.01"} and result.run == result.folder / result.table[0]["folder"]
     assert charlm.load(result).vocab and "search.png" not in result._repr_html_()
+    with pytest.raises(UsageError, match="is a search: give the folder of one of its trials"):
+        charlm.load(result.folder)
+    with pytest.raises(UsageError, match="is a search: in Python, charlm.search resumes it"):
+        charlm.train(f"resume={result.folder}")
     by_status = {row["status"]: row for row in result.table}
     assert set(by_status) == {"finished", "pruned", "diverged"}, result.table
     pruned = result.folder / by_status["pruned"]["folder"]
@@ -387,8 +391,9 @@ def test_what_cannot_be_searched_is_refused_at_once(arguments: list[str], words:
     (tmp_path / "lab").mkdir()
     (tmp_path / "lab/lab.yaml").write_text("defaults: [train, _self_]")
     SweepFolder(tmp_path / "old/search").write_command({"overrides": ["seed=1"], "options": {}, "ended": True})
-    task = [] if any("resume=" in argument for argument in arguments) else ["task=search"]
-    done = program("train.py", *arguments, *task, cwd=tmp_path, env=environment(tmp_path))
+    SweepFolder(tmp_path / "old/sweep").write_command(dict.fromkeys(SWEEP, []))
+    begin = [] if {"-m", "seed=1,2"} <= set(arguments) or "resume=old/search" in arguments else ["task=search"]
+    done = program("train.py", *begin, *arguments, cwd=tmp_path, env=environment(tmp_path))
     assert done.is_refusal(words) and not list(tmp_path.glob("s*/*"))
 
 
