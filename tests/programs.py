@@ -63,6 +63,26 @@ def program(script: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str])
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def heed_signals() -> None:
+    """Undo what a shell's & and nohup do, under which the tests may run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def begin(*arguments: str, env: dict[str, str], cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """train.py in a process group of its own, so that all of it can be killed."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_signals,
+    )
+
+
 def in_terminal(*arguments: str, env: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
     """train.py in a terminal of its own, which closes with the descriptor that is returned."""
     master, slave = pty.openpty()

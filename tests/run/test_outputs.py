@@ -54,6 +54,11 @@ def test_a_run_goes_on_when_its_output_goes_nowhere(output: str, base: list[str]
     assert summary(tmp_path / "run")["epochs"] == 2
 
 
+def test_what_is_printed_unbuffered_is_seen_at_once(tmp_path: Path) -> None:
+    code = "import os, sys; from charlm.cli import forgiving; sys.stdout = forgiving(sys.stdout); print(1); os._exit(0)"
+    assert shell(f'python -u -c "{code}"', tmp_path).stdout == "1\n"
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -26,7 +26,7 @@ from charlm.sweeps.folder import SWEEP, JobRecord, SweepFolder
 from charlm.sweeps.search_results import importances
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL, run_train, summary
-from tests.programs import environment, program
+from tests.programs import begin, environment, program
 
 optuna = pytest.importorskip("optuna")
 from charlm.sweeps.study import Halving, Trials  # noqa: E402
@@ -59,19 +59,6 @@ def same_training(alone: Path, trial: Path) -> bool:
     found = differences(alone, trial)
     assert [d for d in found if "/charlm/run/" not in d] == []
     return True
-
-
-def start(*arguments: str, tmp_path: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-    )
 
 
 def wait_until(condition: Any) -> None:
@@ -257,7 +244,7 @@ def test_a_killed_search_ends_as_if_it_had_not_been(base: list[str], tmp_path: P
     killed, unbroken = tmp_path / "killed/search", tmp_path / "unbroken/search"
     for trial in (2, 4):  # at random, and drawn by TPE
         again = [f"resume={killed}"] if killed.exists() else [*command, f"hydra.run.dir={killed}"]
-        process = start(*again, tmp_path=tmp_path)
+        process = begin(*again, env=environment(tmp_path))
         wait_until(lambda trial=trial: list(killed.glob(f"{trial}_*/metrics.csv")))
         time.sleep(0.1)
         process.kill()
@@ -279,9 +266,9 @@ def test_two_processes_share_a_search_and_one_finishes_what_the_other_leaves(bas
     folder = tmp_path / "search"
     command = [*base, "task=search", f"search.space={{{LR}}}", "search.trials=4", "search.pruner=null"]
     command += ["trainer.max_epochs=25", "checkpoint.every_steps=10", f"hydra.run.dir={folder}"]
-    one = start(*command, tmp_path=tmp_path)
+    one = begin(*command, env=environment(tmp_path))
     wait_until(lambda: list(folder.glob("0_*/metrics.csv")))
-    two = start(f"resume={folder}", tmp_path=tmp_path)
+    two = begin(f"resume={folder}", env=environment(tmp_path))
     wait_until(lambda: len([r for r in records(folder) if r.status == "running" and r.epoch > 0]) == 2)
     left = [record.number for record in records(folder) if record.status == "running"]
     one.kill()
@@ -300,7 +287,7 @@ def test_two_processes_share_a_search_and_one_finishes_what_the_other_leaves(bas
 def test_a_stopped_search_says_how_to_go_on(base: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "search"
     command = [*base, "task=search", f"search.space={{{LR}}}", "search.trials=3", "trainer.max_epochs=12"]
-    process = start(*command, f"hydra.run.dir={folder}", tmp_path=tmp_path)
+    process = begin(*command, f"hydra.run.dir={folder}", env=environment(tmp_path))
     wait_until(lambda: list(folder.glob("1_*/metrics.csv")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -26,7 +26,7 @@ from charlm.sweeps import results, watch
 from charlm.sweeps.folder import JobRecord, Status, SweepFolder
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL, run_train, summary
-from tests.programs import environment, in_terminal, program, read_until
+from tests.programs import begin, environment, in_terminal, program, read_until
 
 NAMES = ["optimizer.lr", "model", "seed", "data.bptt"]
 
@@ -108,24 +108,8 @@ def test_the_columns_are_the_settings_that_differ(jobs: list[tuple[dict[str, str
         assert group["seeds"] == len(of) and group["mean"] == pytest.approx(statistics.fmean(of))
 
 
-def heed_signals() -> None:
-    """Undo what a shell's & and nohup do, under which these tests may run."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def start(*arguments: str, tmp_path: Path, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    """A multirun in a process group of its own, so that all of it can be killed."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *arguments],
-        cwd=cwd,
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heed_signals,
-    )
+    return begin("-m", *arguments, env=environment(tmp_path), cwd=cwd)
 
 
 def wait_for_checkpoint(sweep: Path, job: int) -> None:
