@@ -84,7 +84,7 @@ def conclude(
     replace_file(folder.path / "search.png", picture(begun, trials.space, weights))
     number, settings = found[0]["trial"], " ".join(f"{name}={value}" for name, value in best.items())
     facts = {"best": f"trial {number}: {found[0][loss]:.4f} nats/char with {settings}"}
-    facts["importance"] = f"unknown before {2 * TOP} trials have finished"
+    facts["importance"] = f"unknown before {2 * TOP} trials have a loss"
     if weights:
         facts["importance"] = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights.items())
     facts["results"] = f"{folder.path / 'results.csv'}, .json, losses.png and search.png"
@@ -97,18 +97,23 @@ def conclude(
 def importances(study: optuna.Study) -> dict[str, float]:
     """How much each option matters for being among the best trials, the most important first; nothing for too few.
 
-    PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv:2304.10255), which needs only Optuna.
+    PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv:2304.10255), which needs only Optuna. A pruned trial, which is
+    not among the best, counts with its last loss.
     """
+    import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-    from optuna.trial import TrialState
 
-    count = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
-    if count < 2 * TOP:
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
+    if len(ended) < 2 * TOP:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, TOP / count))
-        found = get_param_importances(study, evaluator=evaluator)
+        counted = optuna.create_study()  # as if they were finished: Optuna leaves out the others
+        counted.add_trials(
+            [optuna.create_trial(params=t.params, distributions=t.distributions, value=t.value) for t in ended]
+        )
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, TOP / len(ended)))
+        found = get_param_importances(counted, evaluator=evaluator)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -119,6 +124,8 @@ def picture(records: Sequence[JobRecord], space: Space, weights: Mapping[str, fl
 
 
 def _drawn(records: Sequence[JobRecord], space: Space, weights: Mapping[str, float]) -> bytes:
+    from matplotlib.ticker import LogLocator
+
     names = sorted(space, key=lambda name: -weights.get(name, 0.0))[:DRAWN]
     columns = 2 if len(names) in (1, 3) else 3
     lines = math.ceil((len(names) + 1) / columns)
@@ -135,7 +142,11 @@ def _drawn(records: Sequence[JobRecord], space: Space, weights: Mapping[str, flo
         choices = space[name]
         if isinstance(choices, Range):
             _dots(axes, records, [float(value) for value in values])
-            axes.set_xscale("log" if choices.log else "linear")
+            if choices.log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter("")
         else:
             _dots(axes, records, [choices.index(value) for value in values])
             # A $ begins a formula.

@@ -432,12 +432,18 @@ def test_numbers_have_few_digits_and_stay_in_their_range(low: float, width: floa
     assert text in (repr(values.low), repr(values.high)) or step or float(text) == float(f"{float(text):.3g}")
 
 
-def test_too_few_trials_have_no_importances() -> None:
+def test_importances_count_pruned_trials_and_need_ten() -> None:
     study = optuna.create_study()
-    for n in range(9):
+    for n in range(12):
+        assert bool(importances(study)) == (n >= 10)
         trial = study.ask()
-        study.tell(trial, trial.suggest_float("x", 0, 1) + n)
-    assert importances(study) == {}
+        x = trial.suggest_float("x", 0, 1)
+        trial.suggest_float("y", 0, 1)
+        trial.report(x, 1)
+        pruned = n % 3 > 0
+        study.tell(trial, None if pruned else x, optuna.trial.TrialState.PRUNED if pruned else None)
+    found = importances(study)
+    assert list(found) == ["x", "y"] and found["x"] > 0.5 and sum(found.values()) == pytest.approx(1)
 
 
 @pytest.mark.slow
