@@ -238,30 +238,6 @@ def test_successive_halving_keeps_the_best_third(others: list[list[float]], own:
 
 
 @pytest.mark.slow
-def test_a_killed_search_ends_as_if_it_had_not_been(base: list[str], tmp_path: Path) -> None:
-    command = [*base, "task=search", f"search.space={{{LR}, model.output_dropout: [0.0, 0.2]}}", "search.trials=7"]
-    command += ["search.startup=2", "trainer.max_epochs=8", "checkpoint.every_steps=10"]
-    killed, unbroken = tmp_path / "killed/search", tmp_path / "unbroken/search"
-    for trial in (2, 4):  # at random, and drawn by TPE
-        again = [f"resume={killed}"] if killed.exists() else [*command, f"hydra.run.dir={killed}"]
-        process = begin(*again, env=environment(tmp_path))
-        wait_until(lambda trial=trial: list(killed.glob(f"{trial}_*/metrics.csv")))
-        time.sleep(0.1)
-        process.kill()
-        process.communicate()
-        assert records(killed)[-1].status == "running"
-    done = program("train.py", f"resume={killed}", env=environment(tmp_path))
-    assert done.status == 0, done
-    whole = program("train.py", *command, f"hydra.run.dir={unbroken}", env=environment(tmp_path))
-    assert whole.status == 0, whole
-    for run in sorted(unbroken.glob("*_gru_text")):
-        assert differences(run, killed / run.name) == []
-    without_times = [[{**row, "seconds": ""} for row in table(folder)] for folder in (killed, unbroken)]
-    assert without_times[0] == without_times[1] and len(without_times[0]) == 7
-    assert any("resumed" in (path / "train.log").read_text() for path in killed.glob("*_gru_text"))
-
-
-@pytest.mark.slow
 def test_two_processes_share_a_search_and_one_finishes_what_the_other_leaves(base: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "search"
     command = [*base, "task=search", f"search.space={{{LR}}}", "search.trials=4", "search.pruner=null"]
