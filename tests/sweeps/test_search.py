@@ -355,8 +355,8 @@ def test_what_cannot_be_searched_is_refused_at_once(arguments: list[str], words:
     (tmp_path / "lab/lab.yaml").write_text("defaults: [train, _self_]")
     SweepFolder(tmp_path / "old/search").write_command({"overrides": ["seed=1"], "options": {}, "ended": True})
     SweepFolder(tmp_path / "old/sweep").write_command(dict.fromkeys(SWEEP, []))
-    begin = [] if {"-m", "seed=1,2"} <= set(arguments) or "resume=old/search" in arguments else ["task=search"]
-    done = program("train.py", *begin, *arguments, cwd=tmp_path, env=environment(tmp_path))
+    more = [] if {"-m", "seed=1,2"} <= set(arguments) or "resume=old/search" in arguments else ["task=search"]
+    done = program("train.py", *arguments, *more, cwd=tmp_path, env=environment(tmp_path))
     assert done.is_refusal(words) and not list(tmp_path.glob("s*/*"))
 
 
