@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from charlm.checkpoint.paths import run_folder, run_name
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
+from charlm.run.environment import RANK, as_one_of_several, of_this_rank
 from charlm.run.suggest import arguments
 
 for resolver in (run_folder, run_name):  # for hydra.run.dir
@@ -34,7 +35,7 @@ def main(config: DictConfig) -> float:
         return perform(*job_from_hydra(config))
     except UsageError as error:
         job = HydraConfig.get()
-        if config.resume is None:
+        if config.resume is None and RANK == 0:
             with suppress(OSError):  # leave no empty folder behind
                 Path(job.runtime.output_dir).rmdir()
         if job.mode != RunMode.MULTIRUN:
@@ -45,14 +46,14 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with forgiving_output(), exit_cleanly():
+    with forgiving_output(), as_one_of_several(), exit_cleanly():
         if {"-h", "--help"} & set(sys.argv[1:]):
             with quick_imports():
                 from charlm.run.reference import print_help
 
             print_help([argument.partition(",")[0] for argument in sys.argv[1:] if "=" in argument])
             sys.exit()
-        sys.argv[1:] = arguments(sys.argv[1:])
+        sys.argv[1:] = of_this_rank(arguments(sys.argv[1:]))
         main()
         if failed_jobs:
             raise UsageError(f"these jobs did not run: {', '.join(map(str, failed_jobs))}")

@@ -20,6 +20,7 @@ from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.data.options import DataOptions
 from charlm.errors import UsageError
 from charlm.run.compose import Job
+from charlm.run.environment import RANK
 from charlm.run.init_from import open_start
 from charlm.run.instantiate import build_corpus, escape, with_known_arguments
 from charlm.run.settings import Settings, check_settings
@@ -32,7 +33,9 @@ OVERRIDABLE = (
     "resume",
     "trainer.max_epochs",
     "trainer.accelerator",
+    "trainer.strategy",
     "trainer.devices",
+    "trainer.num_nodes",
     "trainer.threads",
     "trainer.log_every_n_steps",
     "checkpoint",
@@ -65,7 +68,8 @@ class Plan:
 def fresh(settings: Settings, job: Job) -> Plan:
     """A new run. Raises UsageError if its folder already holds a run."""
     folder = Path(os.path.relpath(job.folder))
-    check_unused(folder)
+    if RANK == 0:  # the folder is not that of other ranks
+        check_unused(folder)
     start = None
     if settings.init_from is not None:
         settings, start = open_start(settings, job.given)
@@ -101,6 +105,11 @@ def load_corpus(options: DataOptions, job: Job) -> tuple[Corpus, DataOptions, st
     return build_corpus(substitute), substitute, line
 
 
+def counted(world: int) -> str:
+    """``1 process``, ``2 processes``."""
+    return f"{world} process" + ("" if world == 1 else "es")
+
+
 def check_unused(folder: Path) -> None:
     """Raise UsageError if `folder` holds a run. One that was killed before its first checkpoint does not count."""
     if any((folder / name).exists() for name in ("checkpoints", "summary.json", "metrics.csv", "samples.txt")):
@@ -116,7 +125,7 @@ def resumed(settings: Settings, job: Job) -> Plan:
         raise UsageError("resume= resumes one run: leave out -m")
     path = find_resume_checkpoint(settings.resume)
     folder = Path(os.path.relpath(folder_of(path)))
-    if job.folder.resolve() != folder.resolve():
+    if RANK == 0 and job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
     if opened.run.keys() != RECORD.keys() or not all(type(opened.run[name]) in kinds for name, kinds in RECORD.items()):
@@ -172,6 +181,12 @@ def change(
         notices.append(
             f"trainer.threads={threads}, but this run began with {trainer.threads}: sums are rounded differently, so "
             f"the result is not bit for bit that of an uninterrupted run"
+        )
+    if result.trainer.world != trainer.world:
+        notices.append(
+            f"this run trained on {counted(trainer.world)} before and goes on with {result.trainer.world}: the rows of "
+            f"its batches and their states are cut anew, and random numbers (dropout) start anew, so the result is not "
+            f"bit for bit that of an uninterrupted run"
         )
     if not (isinstance(epochs, int) and isinstance(planned, int)):
         raise UsageError("the checkpoint is damaged: it does not record its number of epochs")
