@@ -63,6 +63,8 @@ def check_processes(options: TrainerOptions, job: Job) -> None:
             f"--nnodes={options.num_nodes} --nproc_per_node={options.processes} --node_rank=0 --master_addr=FIRST "
             f"--master_port=29500 train.py … (--node_rank=1 on the second, and so on)"
         )
+    if "MASTER_PORT" in os.environ:
+        free_port()
     if job.hydra is None or sys.argv[0] not in sys.orig_argv:
         raise UsageError(
             f"trainer.devices={options.processes}: Python trains in this process alone; start several with "
@@ -80,7 +82,8 @@ def check_rows(options: TrainerOptions, data: CharDataModule) -> None:
         what += f" ({rows} for this text)"
     step = math.lcm(world, sum(data.options.ratio or [1]))
     below, above = rows // step * step, (rows // step + 1) * step
-    nearest = above if not below or above - rows < rows - below else below
+    middle = (below + above) / 2
+    nearest = f"{below} or {above}" if below and rows == middle else str(above if not below or rows > middle else below)
     if world > rows:
         raise UsageError(
             f"{world} processes are more than the rows of a batch, {what}: start at most {rows}, or set "

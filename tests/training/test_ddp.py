@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,6 @@ def test_weighted_means_of_the_ranks_average_to_the_mean(rows: int, world: int, 
 def test_a_state_is_cut_again_for_another_number_of_processes(rows: int, before: int, after: int) -> None:
     whole = (torch.arange(rows * 2.0).view(rows, 2), (torch.arange(rows),))
     for world in (before, after):
-        parts = [map_state(lambda part, r=rank: part[share(len(part), r, world)], whole) for rank in range(world)]  # type: ignore[misc]
-        joined: Any = join(parts)
+        cuts = [share(rows, rank, world) for rank in range(world)]
+        joined: Any = join([map_state(itemgetter(cut), whole) for cut in cuts])
         assert torch.equal(joined[0], whole[0]) and torch.equal(joined[1][0], whole[1][0])
