@@ -59,7 +59,7 @@ def as_one_of_several() -> Iterator[None]:
             status = 1
     if status and status < 128 and said.getvalue():
         parent_ended(PATIENCE)
-        print(f"rank {RANK}: {said.getvalue()}", end="", file=sys.stderr, flush=True)
+        print(f"error: process {RANK}: {said.getvalue().removeprefix('error: ')}", end="", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 

@@ -210,6 +210,6 @@ def following(together: Together) -> Iterator[None]:
     except RankLost:
         if RANK == 1 and not BY_TORCHRUN and parent_ended(2):
             raise UsageError(
-                f"process 0 of this run was ended: resume it with {resume_command(Path(together.folder))}"
+                f"process 0 of this run was ended; resume it with {resume_command(Path(together.folder))}"
             ) from None
         raise SystemExit(1) from None
