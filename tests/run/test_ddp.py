@@ -24,6 +24,8 @@ from tests.faults.compare import differences, rows
 from tests.helpers import ROOT, run_train, summary
 from tests.programs import Outcome, environment
 
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+
 SMALL = ("logger=none", "trainer.accelerator=cpu", "callbacks.samples.length=20", "model.embedding_size=8")
 SIZES = ("model.hidden_size=12", "data=text", "data.bptt=8", "data.batch_size=8")
 TWO = ("trainer=ddp", "trainer.devices=2")
@@ -73,19 +75,26 @@ class Run:
         self.wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > epoch)
 
     def members(self) -> list[int]:
-        """The PIDs of all processes of the run that are alive."""
-        assert self.process is not None
-        found = subprocess.run(["ps", "-s", str(self.process.pid), "-o", "pid=,stat="], capture_output=True, text=True)
-        return [int(line.split()[0]) for line in found.stdout.splitlines() if "Z" not in line.split()[1]]
+        """The PIDs of all processes of the run that are alive, wherever they are: they have its environment."""
+        pids = sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+        return [pid for pid in pids if environment_of(pid).get("XDG_CACHE_HOME") == self.env["XDG_CACHE_HOME"]]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """That of a process; nothing of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 @pytest.fixture
 def run(tmp_path: Path, text_file: Path) -> Iterator[Run]:
     run = Run(tmp_path, text_file)
     yield run
-    if run.process is not None:
-        for pid in run.members():
-            os.kill(pid, signal.SIGKILL)
+    for pid in run.members():
+        os.kill(pid, signal.SIGKILL)
 
 
 def kill(run: Run, rank: int, number: int) -> None:
@@ -250,15 +259,10 @@ def test_torchrun_is_stopped_by_a_signal_to_one_process(rank: int, run: Run) -> 
     run.wait_for_epoch(1)
     assert run.process is not None
     workers = [pid for pid in run.members() if environment_of(pid).get("RANK") == str(rank)]
-    os.kill(workers[-1], signal.SIGTERM)
+    os.kill(workers[0], signal.SIGTERM)
     outcome = run.end(LIMIT)
     assert outcome.status != 0 and not run.members()
     assert "resume with\n  python train.py" in outcome.err and "\ninterrupted\n" in outcome.err
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 @pytest.mark.slow
