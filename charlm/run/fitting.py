@@ -42,6 +42,9 @@ def fit(
     except Exception as error:
         if is_lost(error):
             raise RankLost("another process of this run has ended") from None
+        if isinstance(error, torch.distributed.DistError):
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UsageError(f"the processes cannot find each other at {where}: {first_line(error)}") from None
         if "find_unused_parameters" in str(error):
             raise UsageError(
                 "model: some of its parameters get no gradient, for which several processes would wait in vain: set "

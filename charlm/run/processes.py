@@ -54,7 +54,8 @@ def check_processes(options: TrainerOptions, job: Job) -> None:
     gpus = torch.cuda.device_count() if options.accelerator != "cpu" else 0
     needed = options.devices if isinstance(options.devices, int) else 1 + max(options.devices)
     if 0 < gpus < needed:
-        raise OptionError("trainer.devices", f"needs more than the {gpus} GPUs of this machine", options.devices)
+        has = f"this machine has {gpus}; trainer.accelerator=cpu trains on the CPU"
+        raise OptionError("trainer.devices", f"needs {needed} GPUs, but {has}", options.devices)
     if STARTED:
         return
     if options.num_nodes > 1:

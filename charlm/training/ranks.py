@@ -63,7 +63,7 @@ def gather(value: Any) -> list[Any] | None:
 
 def is_lost(error: BaseException) -> bool:
     """Whether `error` says that another process does not answer any more."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
     lost = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(s in str(error) for s in signs)
     )

@@ -333,5 +333,5 @@ def test_jobs_of_a_multirun_and_python_train_in_one_process(run: Run, capsys: py
 def test_more_gpus_than_there_are_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     options = TrainerOptions(accelerator="cuda", devices=3)
-    with pytest.raises(UsageError, match=r"trainer.devices=3 needs more than the 1 GPUs of this machine"):
+    with pytest.raises(UsageError, match="trainer.devices=3 needs 3 GPUs, but this machine has 1; trainer.accel"):
         check_processes(options, Job(run.folder, []))

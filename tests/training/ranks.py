@@ -18,6 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from charlm.checkpoint.building import build_network
 from charlm.data.module import CharDataModule
 from charlm.models.network import Network
 from charlm.models.recurrent import GRU, LSTM
@@ -26,6 +27,7 @@ from charlm.text.corpus import Corpus
 from charlm.training.callbacks.ema import EMA
 from charlm.training.module import CharLM
 from charlm.training.objective import Objective
+from tests import families
 from tests.helpers import data_module, model_spec, trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog, again and again. " * 17
@@ -46,9 +48,12 @@ def windowed(size: int) -> Network:
     return Windowed(GRU(size, 8, 16), 8)
 
 
-def lesson(size: int) -> Network:
-    from charlm.checkpoint.building import build_network
+def own(name: str) -> Callable[[int], Network]:
+    """A network with parameters and buffers that charlm's own do not have."""
+    return lambda size: getattr(families, name)(size, embedding_size=8, hidden_size=8)
 
+
+def lesson(size: int) -> Network:
     return build_network(model_spec("rnn_cell"), size)
 
 
@@ -65,6 +70,11 @@ KINDS: dict[str, tuple[Callable[[int], Network], str | Corpus, dict[str, Any], d
     "streams, rows that do not divide": (gru, TEXT, {"batch_size": 5}, {}, {}),
     "streams, one row to validate": (gru, TEXT, {"val": 12}, {}, {}),
     "streams, the lesson's cell": (lesson, TEXT, {}, {"lr": 1e-3}, {}),
+    "streams, tied weights": (own("Tied"), TEXT, {}, {}, {}),
+    "streams, weight norm": (own("WeightNorm"), TEXT, {}, {}, {}),
+    "streams, boolean buffer": (own("BooleanBuffer"), TEXT, {}, {}, {}),
+    "streams, mixed types": (own("MixedTypes"), TEXT, {}, {}, {}),
+    "streams, weight in another layout": (own("Transposed"), TEXT, {}, {}, {}),
     "streams, accumulated": (gru, TEXT, {}, {}, {"accumulate_grad_batches": 3}),
     "streams, clipped": (gru, TEXT, {}, {}, {"gradient_clip_val": 0.05}),
     "streams, averaged": (gru, TEXT, {}, {}, {"ema": True, "max_epochs": 2}),
