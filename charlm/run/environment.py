@@ -77,5 +77,5 @@ def watch_parent() -> None:
         pass
     time.sleep(3)  # it may notice by itself
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(20)
+    time.sleep(10)
     os._exit(1)

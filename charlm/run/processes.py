@@ -148,9 +148,11 @@ def others(options: TrainerOptions) -> Iterator[None]:
     children: list[subprocess.Popen[bytes]] = []
     done = threading.Event()
     try:
-        for number in range(1, options.world):
-            own = {**os.environ, "LOCAL_RANK": str(number), "RANK": str(number)}
-            children.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own, stdin=subprocess.DEVNULL))
+        with ignored(signal.SIGINT, signal.SIGTERM):  # by the others until they train: this process reacts to them
+            for number in range(1, options.world):
+                own = {**os.environ, "LOCAL_RANK": str(number), "RANK": str(number)}
+                command = [sys.executable, *sys.orig_argv[1:]]
+                children.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL))
         threading.Thread(target=watch, args=(children, done), daemon=True).start()
         yield
     except BaseException as error:
@@ -169,6 +171,17 @@ def others(options: TrainerOptions) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def ignored(*numbers: int) -> Iterator[None]:
+    """Ignore signals in this context. A process that is started here ignores them until it handles them."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def wait_for_any(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

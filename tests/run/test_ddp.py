@@ -175,6 +175,31 @@ def test_all_processes_end_and_one_goes_on(fault: str, run: Run, capsys: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.0, 1.5])
+def test_a_start_can_be_interrupted(number: int, seconds: float, run: Run) -> None:
+    """While the second process loads its modules; and when it is, or soon will be, ready. It stops after one step."""
+    run.start(*run.options("trainer.max_epochs=500", *TWO))
+    run.wait_until(lambda: len(run.members()) == 2)
+    time.sleep(seconds)
+    kill_all(run, number)
+    outcome = run.end(LIMIT)
+    assert outcome.status == 128 + number and not run.members()
+    assert outcome.err.startswith(INTERRUPTED) and outcome.err.endswith("\ninterrupted\n")
+    assert (run.folder / "checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_deleted_is_made_again(run: Run) -> None:
+    run.start(*run.options("trainer.max_epochs=9", "checkpoint.every_steps=7", *TWO))
+    run.wait_for_epoch(2)
+    run.folder.rename(run.folder.with_name("gone"))
+    outcome = run.end()
+    assert outcome.status == 0 and "was deleted: it is made again" in outcome.out.replace("\n", " ")
+    assert (run.folder / "checkpoints/best.ckpt").exists() and len(rows(run.folder / "metrics.csv")) == 9
+
+
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_in_three(run: Run) -> None:
     run_train(*run.options("trainer.max_epochs=6", "data.batch_size=6"))
     alone = shutil.copytree(run.folder, run.folder.with_name("alone"))
