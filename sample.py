@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from charlm.cli import exit_cleanly, quick_imports
+from charlm.cli import Parser, exit_cleanly, quick_imports
 from charlm.errors import OptionError, UsageError
 from charlm.inference.sampling_options import SamplingOptions
 from charlm.text.characters import visible
@@ -22,9 +22,7 @@ if TYPE_CHECKING:  # PyTorch is slow to import
 
 def parser() -> argparse.ArgumentParser:
     """The command line: what to read, and the fields of `SamplingOptions`."""
-    p = argparse.ArgumentParser(
-        description="Write text with a trained model. The text goes to stdout, everything else to stderr."
-    )
+    p = Parser(description="Write text with a trained model. The text goes to stdout, everything else to stderr.")
     files = "A checkpoint or run folder (default: the newest run); of several, the mean of their predictions."
     p.add_argument("--checkpoint", metavar="FILE", nargs="+", action="extend", help=files)
     p.add_argument("--prompt", default="", help="The text to continue.")
@@ -41,7 +39,10 @@ def parser() -> argparse.ArgumentParser:
 
 def number(text: str) -> int | float:
     """The number in `text`."""
-    return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    try:
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number") from None
 
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
@@ -74,7 +75,7 @@ def main() -> None:
             raise UsageError("--positions: the model never saw any character of this text; give another")
         write([table(predictions)])
         return
-    print(path if options.greedy else f"{path} · seed {options.seed}", file=sys.stderr)
+    print(path if options.greedy or options.temperature == 0 else f"{path} · seed {options.seed}", file=sys.stderr)
     with own_options():
         continuation = model.stream(args.prompt, **options.model_dump())
     write(itertools.chain([args.prompt], continuation))

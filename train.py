@@ -2,21 +2,28 @@
 
 import math
 import sys
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from charlm.checkpoint.paths import run_folder, run_name
+from charlm.checkpoint.paths import model_name, removed_if_empty, run_folder, run_name
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
 from charlm.run.environment import RANK, as_one_of_several, of_this_rank
 from charlm.run.suggest import arguments
 
-for resolver in (run_folder, run_name):  # for hydra.run.dir
+
+def chosen_model(choice: str, overrides: ListConfig) -> str:
+    """`model_name` of overrides in which nothing is resolved: ${…} may refer to other options."""
+    plain: Any = OmegaConf.to_container(overrides, resolve=False)
+    return model_name(choice, plain)
+
+
+for resolver in (run_folder, run_name, chosen_model):  # for hydra.run.dir
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 failed_jobs: list[int] = []  # of a multirun
 
@@ -27,17 +34,15 @@ def main(config: DictConfig) -> float:
 
     In a multirun a job that fails reports its error and counts as infinitely bad; the others run.
     """
-    with quick_imports():  # only when there is work to do
-        from charlm.run.compose import job_from_hydra
-        from charlm.run.tasks import perform
-
+    job = HydraConfig.get()
     try:
-        return perform(*job_from_hydra(config))
+        with removed_if_empty(Path(job.runtime.output_dir), new=config.resume is None and RANK == 0):
+            with quick_imports():  # only when there is work to do
+                from charlm.run.compose import job_from_hydra
+                from charlm.run.tasks import perform
+
+            return perform(*job_from_hydra(config))
     except UsageError as error:
-        job = HydraConfig.get()
-        if config.resume is None and RANK == 0:
-            with suppress(OSError):  # leave no empty folder behind
-                Path(job.runtime.output_dir).rmdir()
         if job.mode != RunMode.MULTIRUN:
             fail(str(error))
         print(f"error: job {job.job.num} ({' '.join(job.overrides.task)}): {error}", file=sys.stderr)

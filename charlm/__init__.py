@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.checkpoint.paths import StrPath
+from charlm.checkpoint.paths import StrPath, removed_if_empty
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load(path: StrPath | Sequence[StrPath] | None = None, trust: Iterable[str] =
     from charlm.inference import combining, language_model
 
     if path is None or isinstance(path, str | os.PathLike):
-        return language_model.load(path, trust)
+        return language_model.load(path, [*([trust] if isinstance(trust, str) else trust), *getattr(path, "trust", ())])
     if not isinstance(path, Sequence):
         raise UsageError(
             f"load({path!r}): give a run folder, a .ckpt file, a Result of charlm.train, or a list of them"
@@ -66,7 +66,8 @@ def train(*overrides: str, folder: str | Path | None = None) -> Result:
     if settings.task != "train":
         raise UsageError(f"charlm.train trains: for task={settings.task}, call charlm.{settings.task}")
     try:
-        return run(settings, job)
+        with removed_if_empty(job.folder, new=folder is None and settings.resume is None):
+            return run(settings, job)
     except Interrupted as interrupted:  # a notebook shows a KeyboardInterrupt in one line
         raise KeyboardInterrupt from interrupted
 
@@ -76,7 +77,9 @@ def lr_find(*overrides: str, folder: str | Path | None = None) -> RangeResult:
     from charlm.run.compose import compose_job
     from charlm.run.lr_find import lr_find
 
-    return lr_find(*compose_job([*overrides, "task=lr_find"], folder))
+    settings, job = compose_job([*overrides, "task=lr_find"], folder)
+    with removed_if_empty(job.folder, new=folder is None):
+        return lr_find(settings, job)
 
 
 def profile(*overrides: str, folder: str | Path | None = None) -> ProfileResult:
@@ -84,4 +87,6 @@ def profile(*overrides: str, folder: str | Path | None = None) -> ProfileResult:
     from charlm.run.compose import compose_job
     from charlm.run.profile import profile
 
-    return profile(*compose_job([*overrides, "task=profile"], folder))
+    settings, job = compose_job([*overrides, "task=profile"], folder)
+    with removed_if_empty(job.folder, new=folder is None):
+        return profile(settings, job)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import difflib
 import errno
 import gc
 import io
 import os
+import re
+import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from charlm.errors import UsageError
@@ -42,6 +49,30 @@ def end(message: str, status: int) -> NoReturn:
         message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
     print(message, file=sys.stderr)
     raise SystemExit(status)
+
+
+LIST = "--help lists the options"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError, with the nearest option or the likely one for what is not an option."""
+        if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
+            extra = found[1].strip()
+            flag = next((word for word in extra.split() if word.startswith("-")), None)
+            if flag is not None:
+                close = difflib.get_close_matches(flag.partition("=")[0], self._option_string_actions, 1, cutoff=0.75)
+                raise UsageError(f"there is no option {flag}: {f'did you mean {close[0]}?' if close else LIST}")
+            if "--prompt" not in self._option_string_actions:
+                raise UsageError(f"{extra!r} belongs to no option: {LIST}")
+            if Path(extra).exists() and extra:
+                raise UsageError(f"for a model, write --checkpoint {shlex.quote(extra)}")
+            raise UsageError(
+                f"{extra!r} belongs to no option: a prompt is one argument in quotes, as in --prompt 'a text'"
+            )
+        raise UsageError(f"{message.removeprefix('argument ')}; {LIST}")
 
 
 @contextmanager
@@ -111,6 +142,7 @@ def exit_cleanly() -> Iterator[None]:
 
     A bug still shows its traceback, and so does every error if the user set HYDRA_FULL_ERROR.
     """
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback for a Ctrl-C while Python exits
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")

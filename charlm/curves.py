@@ -77,6 +77,8 @@ def picture(rows: Rows, name: str = "", rates: Sequence[tuple[float, float]] = (
         losses.set_ylabel("nats per character")
         rate.set_ylabel("learning rate")
         finish(rate, rows)
+        if rates:
+            rate.set_xlim(0, max(*rate.get_xlim(), rates[-1][0]))
         losses.grid(alpha=0.25)
         losses.label_outer()
         set_text(losses.set_title(""), shortened(name, 55))
@@ -87,9 +89,11 @@ def picture(rows: Rows, name: str = "", rates: Sequence[tuple[float, float]] = (
 def comparison(runs: Mapping[str, Rows], settings: Mapping[str, str], format: str = "png") -> bytes:
     """A picture of several runs by name: validation loss, or training loss (dashed) for runs without validation.
 
-    The legend lists the runs from the best to the worst, at most `NAMED` of them, each with its `settings`.
+    The legend lists the runs from the best to the worst, at most `NAMED` of them, each with its `settings`; those of
+    which only a training loss is known come last, because the two cannot be compared.
     """
-    order = sorted(runs, key=lambda name: (best(runs[name]) or (0.0, math.inf))[1])
+    trained_only = {name for name, rows in runs.items() if not points(rows, "val_nats")[0]}
+    order = sorted(runs, key=lambda name: (name in trained_only, (best(runs[name]) or (0.0, math.inf))[1]))
     with quiet_matplotlib():
         from matplotlib import colormaps
 
@@ -100,7 +104,7 @@ def comparison(runs: Mapping[str, Rows], settings: Mapping[str, str], format: st
         lines = []
         for number, name in enumerate(order):
             rows = runs[name]
-            column, style = ("val_nats", "-") if points(rows, "val_nats")[0] else ("train_nats", "--")
+            column, style = ("train_nats", "--") if name in trained_only else ("val_nats", "-")
             few = len(order) <= 10
             colour = f"C{number}" if few else colormaps["turbo"](0.05 + 0.9 * number / len(order))
             dots: dict[str, Any] = DOTS if few and len(rows) <= MARKED else {}
@@ -118,6 +122,7 @@ def comparison(runs: Mapping[str, Rows], settings: Mapping[str, str], format: st
         for label, name in zip(legend.get_texts(), order, strict=False):
             lowest = best(runs[name])
             text = (f"{lowest[1]:.4f}  " if lowest else "") + shortened(name, WIDEST)
+            text += "  (training loss)" if name in trained_only else ""
             set_text(label, text + (f"\n{shortened(settings[name], WIDEST + 8)}" if settings.get(name) else ""))
         suit_scale(axes)
         axes.set_ylabel("nats per character")
@@ -166,7 +171,7 @@ def finish(axes: Axes, rows: Rows) -> None:
 
 def shortened(name: str, most: int) -> str:
     """`name` on one line, without its middle if it is longer than `most` characters."""
-    name = " ".join(name.split())
+    name = " ".join(name.encode("utf-8", "replace").decode().split())  # file names may have lone surrogates
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 

@@ -72,7 +72,7 @@ MESSAGES = {
     "model_type": "must be a section of options",
     "model_attributes_type": "must be a section of options",
     "dict_type": "must be a section of options",
-    "list_type": "must be a list",
+    "list_type": "must be a list in brackets",
     "literal_error": "must be {expected}",
     "greater_than": "must be more than {gt:.15g}",
     "greater_than_equal": "must be at least {ge:.15g}",
@@ -87,11 +87,7 @@ BRANCHES = ("int", "float", "str", "constrained-int", "constrained-float")  # ho
 def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionError:
     """The first problem as a sentence that starts with the option's name. `names` are those of positional arguments."""
     first, *others = error.errors(include_url=False)
-    place = [str(part) for part in first["loc"]]
-    if place and isinstance(first["loc"][0], int) and first["loc"][0] < len(names):
-        place[0] = names[first["loc"][0]]
-    # pydantic names the branch of a union, too: "int", "list[int]", "function-after[…]".
-    name = ".".join(part for part in place if part not in BRANCHES and "[" not in part)
+    name = _option_name(first["loc"], names)
     cause = first.get("ctx", {}).get("error")  # raised by a check of our own
     if isinstance(cause, OptionError):
         return cause.within(name) if name else cause
@@ -101,7 +97,16 @@ def option_error(error: ValidationError, names: Sequence[str] = ()) -> OptionErr
     if not problem.startswith("must"):
         return OptionError(name, problem)
     problem = problem.format(**first.get("ctx", {}))
-    for other in others:  # as in: must be an integer, or 'auto'
-        if other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1]:
-            problem += f", or {other['ctx']['expected']}"
+    for other in others:  # of a union, as in: must be an integer, or 'auto'
+        more = MESSAGES.get(other["type"], "").format(**other.get("ctx", {})).removeprefix("must be ")
+        if more and more not in problem and _option_name(other["loc"], names) == name:
+            problem += f", or {more}"
     return OptionError(name, problem, first["input"])
+
+
+def _option_name(loc: Sequence[int | str], names: Sequence[str]) -> str:
+    """The name of the option at `loc`. pydantic names the branch of a union, too: "int", "function-after[…]"."""
+    place = [str(part) for part in loc]
+    if place and isinstance(loc[0], int) and loc[0] < len(names):
+        place[0] = names[loc[0]]
+    return ".".join(part for part in place if part not in BRANCHES and "[" not in part)

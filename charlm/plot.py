@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from charlm.checkpoint.storage import replace_file
-from charlm.cli import exit_cleanly
+from charlm.cli import Parser, exit_cleanly
 from charlm.curves import comparison, points, read_rows
 from charlm.errors import UsageError
 
@@ -19,7 +19,7 @@ FORMATS = ("png", "svg", "pdf")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m charlm.plot",
         description="Draw the losses of several runs in one picture. (Each run keeps a loss.png of its own.)",
     )

@@ -83,17 +83,24 @@ def specify(network: nn.Module) -> dict[str, Any]:
     kind = type(network)
     if not isinstance(network, Network) or "<locals>" in kind.__qualname__ or kind.__name__ != kind.__qualname__:
         raise UsageError(f"{kind.__qualname__} is not a subclass of Network that a module defines by name")
-    places, options = network.built_with
-    if len(places) > 1:  # by the first constructor that names what others only pass on
-        constructors = [inspect.signature(vars(base)["__init__"]) for base in kind.__mro__ if "__init__" in vars(base)]
-        naming = (s for s in constructors if not any(p.kind is p.VAR_POSITIONAL for p in s.parameters.values()))
-        if (named := next(naming, None)) is None:
-            raise UsageError(f"{kind.__name__} does not name its arguments")
-        options = {**dict(zip(list(named.parameters)[1:], places, strict=False)), **options}
-    values = {name: value for name, value in options.items() if name != "vocab_size"}
+    values = {name: value for name, value in arguments_of(network).items() if name != "vocab_size"}
     if not all(isinstance(value, str | int | float | bool | list | dict | None) for value in values.values()):
         raise UsageError(f"{kind.__name__} was built with more than plain values")
     return {"_target_": f"{kind.__module__}.{kind.__name__}", **values}
+
+
+def arguments_of(network: Network) -> dict[str, Any]:
+    """The arguments that `network` was built with, by name. Raises UsageError where its class does not name them."""
+    places, options = network.built_with
+    if not places:
+        return options
+    bases = [base for base in type(network).__mro__ if "__init__" in vars(base)]
+    constructors = [inspect.signature(vars(base)["__init__"]) for base in bases]
+    # By the first constructor that names what others only pass on.
+    naming = (s for s in constructors if not any(p.kind is p.VAR_POSITIONAL for p in s.parameters.values()))
+    if (named := next(naming, None)) is None:
+        raise UsageError(f"{type(network).__name__} does not name its arguments")
+    return {**dict(zip(list(named.parameters)[1:], places, strict=False)), **options}
 
 
 def find_family(target: object, trust: list[str]) -> type[Network]:

@@ -6,6 +6,8 @@ import itertools
 import os
 import re
 import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from charlm.errors import UsageError
@@ -16,7 +18,7 @@ StrPath = str | os.PathLike[str]
 def run_folder(resume: object, fresh: str) -> str:
     """The folder of a run, for ``hydra.run.dir``: that of the run to resume, or else `fresh`."""
     if resume is None:
-        return unused(fresh)
+        return made(fresh)
     folder = folder_of(Path(str(resume)))
     # Hydra creates the folder before anything is checked, and must not create one with a wrong name.
     return str(folder) if folder.is_dir() else "."
@@ -28,10 +30,35 @@ def run_name(task: str, init_from: object, model: str) -> str:
     return name if task == "train" else f"{task}_{name}"
 
 
-def unused(folder: str) -> str:
-    """`folder`, or with a number if it exists already: two runs may start in one second."""
-    names = itertools.chain([folder], (f"{folder}_{number}" for number in itertools.count(2)))
-    return next(name for name in names if not Path(name).exists())
+def model_name(choice: object, overrides: Iterable[str]) -> str:
+    """The name of a model: the chosen config, or the class that ``model._target_=`` names instead."""
+    pairs = (override.partition("=") for override in overrides)
+    targets = [value for name, _, value in pairs if name.lstrip("+") == "model._target_"]
+    return targets[-1].strip("'\"").rpartition(".")[2] if targets else str(choice)
+
+
+def made(folder: str) -> str:
+    """Make `folder`, or one with a number if it exists: several processes may start runs in one second."""
+    for name in itertools.chain([folder], (f"{folder}_{number}" for number in itertools.count(2))):
+        try:
+            Path(name).mkdir(parents=True)
+        except OSError:
+            if os.path.lexists(name):
+                continue  # anything else, such as a folder that cannot be written, is reported when the run begins
+        return name
+    raise AssertionError("an endless list has ended")
+
+
+@contextmanager
+def removed_if_empty(folder: Path, *, new: bool) -> Iterator[None]:
+    """Remove `folder` if it is `new` and the run ends with an exception before anything is in it."""
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def folder_of(where: Path) -> Path:
@@ -41,9 +68,15 @@ def folder_of(where: Path) -> Path:
     return where
 
 
+def program(name: str) -> str:
+    """The path of the program `name`, such as train.py, from the current folder; its name if it is not in a clone."""
+    path = Path(__file__).parents[2] / name
+    return shlex.quote(min(os.path.relpath(path), str(path), key=len)) if path.is_file() else name
+
+
 def resume_command(folder: Path) -> str:
     """The command that resumes the run in `folder`."""
-    return f"python train.py {shlex.quote(f'resume={quoted(str(folder))}')}"
+    return f"python {program('train.py')} {shlex.quote(f'resume={quoted(str(folder))}')}"
 
 
 def quoted(value: str) -> str:

@@ -45,7 +45,8 @@ def average(paths: Sequence[StrPath], trust: Iterable[str] = ()) -> LanguageMode
     for path, other in others:
         if other.model != first.model:
             raise UsageError(f"{path} has another model than {first_path}: their weights have no average")
-        if other.config.get("seed") != first.config.get("seed"):
+        tuned = other.config.get("init_from") and first.config.get("init_from")  # perhaps from one model
+        if other.config.get("seed") != first.config.get("seed") and not tuned:
             warnings.warn(
                 f"{first_path} and {path} are of independent runs (their seeds differ): the average of their weights "
                 "predicts badly, an ensemble (charlm.load with a list) does not",

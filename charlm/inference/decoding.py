@@ -17,7 +17,10 @@ from charlm.models.network import Network
 def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -> int:
     """Sample from softmax(logits / temperature), or take the most likely id at temperature 0."""
     if not logits_V.isfinite().all():
-        raise UsageError("the network's output is not finite: training diverged; train with a lower optimizer.lr")
+        raise UsageError(
+            "the network's output is not finite: training diverges (try a lower optimizer.lr), or a relu network reads "
+            "further than the windows that it was trained on"
+        )
     if temperature == 0:
         return int(logits_V.argmax())
     # Shifted first, so that a tiny temperature cannot overflow. On the CPU, so that a seed gives the same text

@@ -189,7 +189,10 @@ class LanguageModel:
 
     def _scored(self, text: str) -> Tensor:
         """The ids of a text to be scored, int64 (T)."""
-        ids = self._encode(text)
+        try:
+            ids = self._encode(text)
+        except UsageError as error:
+            raise UsageError(f"{error}: a text with other characters has no score, leave them out") from None
         if len(ids) < 2:
             raise UsageError("a text needs at least two characters to be scored")
         return ids

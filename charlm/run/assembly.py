@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,17 +50,18 @@ def build(plan: Plan) -> Built:
     if plan.start is not None:
         header["start"] = f"{settings.init_from}: {adopt(network, data.vocab, plan.start, trust)}"
     steps = steps_per_epoch(settings.trainer, len(data.train_dataloader()))
-    limit, planned = settings.trainer.max_steps, epochs * steps
-    if limit and limit < planned and settings.schedule.scheduler is not None:
-        data.notices.append(
-            f"trainer.max_steps={limit} ends this run early: the scheduler is planned for the {planned:,} steps of "
-            f"trainer.max_epochs={epochs}"
-        )
     changed = {
         "schedule": fill_in_lengths(settings.schedule, epochs, steps),
         "trainer": choose_threads(settings.trainer, network, data),
     }
     settings = settings.model_copy(update=changed)
+    planned = settings.schedule.scheduler or {}
+    limit = settings.trainer.max_steps or math.inf
+    if settings.task == "train" and plan.checkpoint is None and limit < epochs * steps and "epochs" in planned:
+        data.notices.append(
+            f"trainer.max_steps={limit} ends this run early: the scheduler is planned for the {epochs * steps:,} steps "
+            f"of trainer.max_epochs={epochs}"
+        )
     origin = {"name": settings.data.name, "source": corpus.source, "sha256": corpus.sha256}
     model = build_model(settings, network, data, origin, plan.record)
     header |= describe(settings.data.name, data, network, plan.folder)

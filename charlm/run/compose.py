@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from charlm.checkpoint.paths import folder_of, run_name, unused
+from charlm.checkpoint.paths import folder_of, made, model_name, run_name
 from charlm.errors import UsageError, first_line
 from charlm.run.settings import Settings, check_settings
 from charlm.run.suggest import CONF, explain, readable
@@ -54,7 +54,7 @@ def job_from_hydra(config: DictConfig) -> tuple[Settings, Job]:
     job = Job(
         folder=Path(hydra.runtime.output_dir),
         overrides=overrides,
-        model=hydra.runtime.choices.get("model"),
+        model=model_name(hydra.runtime.choices.get("model"), overrides),
         number=hydra.job.num if multirun else None,
         sweep=Path(hydra.sweep.dir).name if multirun else None,
         substitute=substitution(hydra.job.config_name, overrides, hydra.runtime.choices.get("experiment")),
@@ -72,16 +72,18 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
         raise UsageError(f"there is no {CONF}: install charlm from a clone with pip install -e .")
     if not all(isinstance(override, str) for override in overrides):
         raise UsageError('overrides are given one by one, as in charlm.train("model=gru", "optimizer.lr=3e-3")')
-    given = readable(overrides)
+    if flags := [override for override in overrides if override.startswith("-")]:
+        raise UsageError(f"{flags[0]} is for the command line: in Python, give overrides such as 'model=gru' only")
+    given = readable(overrides, python=True)
     if hydra := [override for override in given if override.lstrip("+~").startswith("hydra.run.")]:
         raise UsageError(f"{hydra[0]} has no effect in Python: give folder=")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose("train", given, return_hydra_config=True)
         except Exception as error:
-            raise UsageError(explain(error) or " ".join(str(error).split())) from None
+            raise UsageError(explain(error, python=True) or " ".join(str(error).split())) from None
         choices = config.hydra.runtime.choices
-        model, experiment = choices.get("model"), choices.get("experiment")
+        model, experiment = model_name(choices.get("model"), given), choices.get("experiment")
     OmegaConf.set_struct(config, False)
     config.pop("hydra")
     settings = checked_settings(config)
@@ -91,8 +93,8 @@ def compose_job(overrides: Sequence[str], folder: str | Path | None = None) -> t
             raise UsageError("a resumed run stays in its own folder: leave out folder=")
         folder = own
     elif folder is None:
-        name = run_name(settings.task, settings.init_from, str(model))
-        folder = unused(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_{settings.data.name}")
+        name = run_name(settings.task, settings.init_from, model)
+        folder = made(f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_{settings.data.name}")
     return settings, Job(Path(folder), given, model, substitute=substitution("train", given, experiment))
 
 

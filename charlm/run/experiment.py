@@ -132,9 +132,9 @@ def run(settings: Settings, job: Job) -> Result:
                 more = f"trainer.max_steps={settings.trainer.max_steps} ended it, and only a new run can be longer"
             if model.first_step in (None, trainer.global_step):
                 finished = f"this run had already {stopped or f'finished its {len(history.rows)} epochs'}; {more}"
-                console.print(finished, soft_wrap=True)
+                console.print(finished)
             elif stopped and trainer.should_stop:
-                console.print(f"{stopped}; resume= with {more}", soft_wrap=True)
+                console.print(f"{stopped}; resume= with {more}")
             store.close()
             if not checkpoints.last.exists():  # the folder was deleted after the last epoch
                 make_again()
@@ -172,7 +172,8 @@ def run(settings: Settings, job: Job) -> Result:
         store.write(folder / "summary.json", (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
         store.close()
     upload = next((logger.upload(folder) for logger in trainer.loggers if isinstance(logger, Wandb)), None)
-    report(console, summary, len(data.vocab), trust, upload)
+    best_train = min(row["train_nats"] for row in history.rows)
+    report(console, summary, best_train, len(data.vocab), trust, upload)
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
     trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)

@@ -23,6 +23,8 @@ def open_start(settings: Settings, given: Collection[str]) -> tuple[Settings, Ch
 
     Raises UsageError for a checkpoint that cannot be used, and for another model.
     """
+    if not str(settings.init_from).strip():
+        raise UsageError("init_from= is empty: give a run's folder, or a .ckpt file")
     path = find_checkpoint(settings.init_from)
     opened = load_checkpoint(path)
     ours, theirs = settings.model, opened.model

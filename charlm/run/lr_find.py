@@ -13,7 +13,7 @@ from pathlib import Path
 
 from charlm.checkpoint.storage import replace_file
 from charlm.curves import new_figure, quiet_matplotlib, rendered
-from charlm.errors import UsageError
+from charlm.errors import OptionError, UsageError
 from charlm.inference.html import card, image
 from charlm.run.compose import Job
 from charlm.run.experiment import new_console
@@ -23,6 +23,8 @@ from charlm.run.trial import trial
 from charlm.training.callbacks.terminal import print_facts
 from charlm.training.module import CharLM
 from charlm.training.range_test import Point, RangeTest, growing, suggest
+
+FEWEST = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ def lr_find(settings: Settings, job: Job) -> RangeResult:
     if rates := [n for n, group in settings.parameter_groups if group.lr is not None]:
         raise UsageError(
             f"task=lr_find finds one learning rate for all parts: leave out parameter_groups.{rates[0]}.lr"
+        )
+    if options.steps < FEWEST:
+        raise OptionError(
+            "lr_find.steps", f"must be at least {FEWEST}: in fewer, the loss is mostly noise", options.steps
         )
     tests: list[RangeTest] = []
 

@@ -7,6 +7,7 @@ threads, the result is bit for bit that of an uninterrupted run.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,11 @@ def resumed(settings: Settings, job: Job) -> Plan:
     if RANK == 0 and job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
+    if not opened.run:
+        raise UsageError(
+            f"{path} was not written by train.py: resume it with trainer.fit(…, ckpt_path=…) of your own Trainer, or "
+            f"start a new run from its weights with init_from={path}"
+        )
     if opened.run.keys() != RECORD.keys() or not all(type(opened.run[name]) in kinds for name, kinds in RECORD.items()):
         raise UsageError(f"{path} was written by an older charlm, which could not resume: start a new run")
     if opened.config.get("model") != opened.model:  # which could ask for more memory than the file has
@@ -202,5 +208,14 @@ def change(
         )
     made_for = scheduler.get("epochs")
     if made_for not in (None, epochs):
-        notices.append(f"the scheduler was made for {made_for} epochs: after them the learning rate stays constant")
+        after, lr = "the learning rate stays constant", result.optimizer.get("lr") or math.nan
+        end = scheduler.get("eta_min", math.nan)
+        if "final_div_factor" in scheduler:  # see `charlm.training.warmups.one_cycle`
+            end = lr / (scheduler["div_factor"] * scheduler["final_div_factor"])
+        if end < lr / 1000:
+            after = (
+                f"the learning rate stays at {end:.2g}, too low to learn anything; to train on, start a new run with "
+                f"init_from and a scheduler of its own"
+            )
+        notices.append(f"the scheduler was made for {made_for} epochs: after them {after}")
     return result, notices

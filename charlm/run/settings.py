@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from charlm.data.options import DataOptions, Size
 from charlm.errors import OptionError
@@ -73,6 +74,15 @@ SET_BY_US = {  # arguments of Lightning's Trainer that are no options
 }
 
 
+def _duration(value: object) -> object:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value)):
+        raise OptionError("", "must be DAYS:HOURS:MINUTES:SECONDS, as in 00:08:00:00", value)
+    return value
+
+
+Limit = Count | Annotated[float, Field(ge=0, le=1)] | None  # a number of batches, or a fraction of them
+
+
 class TrainerOptions(Options):
     """Arguments of Lightning's Trainer. Any other one can be added with ``+trainer.NAME=VALUE``."""
 
@@ -96,7 +106,7 @@ class TrainerOptions(Options):
     """Epochs to train at least, whatever a callback such as EarlyStopping says."""
     max_steps: PositiveInt | None = None
     """Optimiser steps after which training ends; the scheduler is still planned for max_epochs. null: no limit."""
-    max_time: str | None = None
+    max_time: Annotated[str | None, BeforeValidator(_duration)] = None
     """Time after which training ends, as DAYS:HOURS:MINUTES:SECONDS; null: no limit."""
     gradient_clip_val: NonNegative | None = None
     """Largest norm of the gradient, or of each of its numbers for value clipping; null: no clipping."""
@@ -104,11 +114,11 @@ class TrainerOptions(Options):
     """What is clipped: the norm of the whole gradient, or each of its numbers."""
     accumulate_grad_batches: PositiveInt = 1
     """Batches per optimiser step."""
-    limit_train_batches: int | float | None = None
+    limit_train_batches: Limit = None
     """Training batches per epoch: a number, or a fraction of them; null: all."""
-    limit_val_batches: int | float | None = None
+    limit_val_batches: Limit = None
     """Validation batches: a number, or a fraction of them; null: all, 0: no validation."""
-    limit_test_batches: int | float | None = None
+    limit_test_batches: Limit = None
     """Test batches: a number, or a fraction of them; null: all."""
     check_val_every_n_epoch: PositiveInt | None = None
     """Epochs from one validation to the next; null: 1."""

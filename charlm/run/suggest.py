@@ -30,18 +30,27 @@ FLAGS = (  # Hydra's: https://hydra.cc/docs/advanced/hydra-command-line-flags
 OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
 
 
-def explain(error: BaseException) -> str | None:
-    """One sentence for a mistake on the command line, instead of Hydra's own words; None for another error."""
+SINGLE = ("model", "data", "optimizer", "schedule", "trainer", "logger", "experiment")  # of which a run has one
+
+
+def explain(error: BaseException, *, python: bool = False) -> str | None:
+    """One sentence for a mistake in an override, instead of Hydra's own words; None for another error.
+
+    `python` says that it was not given on the command line.
+    """
     message = str(error)
     if isinstance(error, OverrideParseException):
         return unreadable(error.override)
     if found := re.search(r"Ambiguous value for argument '(.*)'\n", message):
-        return several(found[1])
+        return several(found[1], python)
     if found := re.search(r"Could not (?:find|load) '(\w+)/([^']*)'", message):
         group, choices = found[1], sorted(path.stem for path in (CONF / found[1]).glob("*.yaml"))
+        if group == "data" and found[2] and Path(found[2]).exists():
+            path = shlex.quote(f"data.path={found[2]}")
+            return f"data={found[2]} is no config: for your own text, write data=text {path}"
         close = difflib.get_close_matches(found[2], choices, 1)
         more = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(choices)}"
-        if set(found[2].split()) <= set(choices):  # with spaces between them
+        if group == "callbacks" and set(found[2].split()) <= set(choices) and found[2]:  # with spaces between them
             more = f"write '{group}=[{','.join(found[2].split())}]'"
         return f"there is no {group}={found[2]}: {more}"
     if found := re.search(r"Interpolation key '(.*)' not found", message):
@@ -49,21 +58,24 @@ def explain(error: BaseException) -> str | None:
     if found := re.search(r"An item is already at '([^']+)'", message):
         return f"{found[1]} is set in conf/: leave out the +"
     if found := re.search(r"Could not override '([^']+)'", message):
-        return unknown(found[1])
+        section = found[1]
+        if any(option.startswith(f"{section}.") for option in option_names()):  # the unknown name is within the value
+            more = f"write +{section}.NAME=VALUE for it" if section in OPEN else "python train.py --help lists them"
+            return f"{section}={{…}} has an option that is not set in conf/: {more}"
+        return unknown(section)
     return None
 
 
-def readable(overrides: Sequence[str]) -> list[str]:
+def readable(overrides: Sequence[str], *, python: bool = False) -> list[str]:
     """`overrides` with values quoted where Hydra's grammar refuses them, such as a path in another alphabet.
 
     Commas outside a list are left to the user, as they separate the values of a multirun, and so are nested values.
     """
     for override in overrides:
-        if found := re.match(r"\+*(model|data|optimizer|schedule|trainer|logger|experiment)=\[", override):
-            group = found[1]
-            raise UsageError(
-                f"{override}: {group} takes one name; to train once with each, add -m and give {group}=A,B"
-            )
+        group, _, value = override.lstrip("+").partition("=")
+        if group in SINGLE and value.startswith("["):
+            how = f"add -m and give {group}=A,B" if not python else "call charlm.train once for each"
+            raise UsageError(f"{override}: {group} takes one name; to train with several, {how}")
     return [_quote_where_needed(override) for override in overrides]
 
 
@@ -105,22 +117,28 @@ def arguments(given: Sequence[str]) -> list[str]:
     return [*flags[:1], *readable([argument for argument in given if argument not in flags])]
 
 
-def several(override: str) -> str:
+def several(override: str, python: bool) -> str:
     """One sentence for values that are separated by commas where one was expected."""
     name, _, value = override.partition("=")
-    if re.fullmatch(r"-?\d+,\d+", value):
-        return f"{override} is two numbers: write {name}={value.replace(',', '.')}, or add -m to train once with each"
+    how = "call charlm.train once for each" if python else "add -m to train once with each"
+    if re.fullmatch(r"-?0,\d+", value):
+        return f"{override} is two numbers: write {name}={value.replace(',', '.')} with a decimal point, or {how}"
+    if name in SINGLE:
+        return f"{override} names several: choose one, or {how}"
     if name == "callbacks":
-        return f"{override} cannot be read: write '{name}=[{value}]', or add -m to train once with each of them"
-    return f"{unreadable(override)}, or add -m to train once with each of several values"
+        return f"{override} cannot be read: write '{name}=[{value}]' for all of them in one run, or {how}"
+    return f"{override} has several values: {how}, or quote a text with a comma, as in {in_quotes(name, value)}"
 
 
 def unknown(name: str) -> str:
     """One sentence for an option that the composed config does not have."""
-    options = option_names()
-    if name in options:
-        return f"{name} is not set by the chosen configs: {options[name]} sets it, or write +{name}=VALUE"
-    if nearest(name) is None and name.startswith(tuple(f"{section}." for section in OPEN)):
+    if where := [choice for choice in option_names().get(name, []) if choice]:
+        sets = "sets it" if len(where) == 1 else "set it"
+        return f"{name} is not set by the chosen configs: {', '.join(where)} {sets}, or write +{name}=VALUE"
+    section = next((section for section in OPEN if name.startswith(f"{section}.")), None)
+    close = nearest(name) or ""
+    same = close.startswith(f"{section}.") or close.rpartition(".")[2] == name.rpartition(".")[2]
+    if section is not None and not same:
         return f"{name} is not set in conf/: write +{name}=VALUE to add it"
     return f"{name} is not an option{did_you_mean(name)}"
 
@@ -129,12 +147,21 @@ def unreadable(override: str) -> str:
     """One sentence for an override that Hydra cannot parse."""
     name, equals, value = override.partition("=")
     if not equals:
-        return f"{override} is not NAME=VALUE: for a text, write data=text data.path={override}"
+        if override in option_names():
+            return f"{override} is not NAME=VALUE: write {override}=VALUE, without a space"
+        return (
+            f"{override} is not NAME=VALUE: for a text, write data=text data.path={override}; a path with spaces needs "
+            f"quotes, as in 'data.path=my texts/'"
+        )
     if (mark := value[:1]) in ("'", '"') and value.count(mark) == 1:
         return f"{override} cannot be read: it begins with a quote ({mark}) that has no end"
+    return f"{override} cannot be read: quote the value, as in {in_quotes(name, value)}"
+
+
+def in_quotes(name: str, value: str) -> str:
+    """The override with a quoted value, for a shell."""
     right = f"{name}={quoted(value)}"
-    shown = shlex.quote(right) if re.search(r'["$`\\]', right) else f'"{right}"'  # easier to read in double quotes
-    return f"{override} cannot be read: quote the value, as in {shown}"
+    return shlex.quote(right) if re.search(r'["$`\\]', right) else f'"{right}"'  # easier to read in double quotes
 
 
 def did_you_mean(name: str) -> str:
@@ -144,26 +171,29 @@ def did_you_mean(name: str) -> str:
 
 
 def nearest(name: str) -> str | None:
-    """An option like `name`: in the same section, or else of the same or a similar name elsewhere."""
+    """An option like `name`: in the same section, in one of a similar name, or else of a similar name anywhere."""
     options = sorted(option_names(), key=lambda option: option.count("."))
     section, _, leaf = name.rpartition(".")
     siblings = {option.rpartition(".")[2]: option for option in options if option.rpartition(".")[0] == section}
     anywhere = {option.rpartition(".")[2]: option for option in reversed(options)}  # the shortest name wins
-    for leaves in (siblings, anywhere):
-        if close := difflib.get_close_matches(leaf, leaves, 1):
-            return leaves[close[0]]
+    if close := difflib.get_close_matches(leaf, siblings, 1):
+        return siblings[close[0]]
+    if section and not siblings and (close := difflib.get_close_matches(name, options, 1, cutoff=0.85)):
+        return close[0]
+    if close := difflib.get_close_matches(leaf, anywhere, 1):
+        return anywhere[close[0]]
     return None
 
 
 @cache
-def option_names() -> dict[str, str]:
-    """The full name of every option in ``conf/``, each with the choice that sets it, such as ``data=text``."""
-    names = {path.name: "" for path in CONF.iterdir() if path.is_dir()}
+def option_names() -> dict[str, list[str]]:
+    """The full name of every option in ``conf/``, each with the choices that set it, such as ``data=text``."""
+    names: dict[str, list[str]] = {path.name: [""] for path in CONF.iterdir() if path.is_dir()}
     for path in sorted(CONF.glob("**/*.yaml")):
         group = "" if path.parent == CONF else path.parent.name
         if group != "experiment":
             for name in _names(OmegaConf.to_container(OmegaConf.load(path)), f"{group}." if group else ""):
-                names.setdefault(name, f"{group}={path.stem}")
+                names.setdefault(name, []).append(f"{group}={path.stem}" if group else "")
     return names
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from charlm.checkpoint.building import package_of, specify
+from charlm.checkpoint.building import arguments_of, package_of, specify
 from charlm.checkpoint.format import TRAINING, pack
 from charlm.checkpoint.loading import rebuild
 from charlm.data.module import CharDataModule
@@ -47,9 +47,7 @@ def make_entry(network: Network, data: object) -> dict[str, Any]:
 
 def check_symbols(network: Network, data: CharDataModule) -> None:
     """Raise UsageError if `network` was built for fewer symbols than the text in `data` has."""
-    family = network.network if isinstance(network, Windowed) else network
-    arguments, options = family.built_with
-    size = options.get("vocab_size", next(iter(arguments), None))
+    size = arguments_of(network.network if isinstance(network, Windowed) else network).get("vocab_size")
     if type(size) is int and size < len(data.vocab):
         raise UsageError(
             f"the network is built for {size} symbols, but the text has {len(data.vocab)}: build it with "
@@ -134,7 +132,7 @@ def check_checkpoint(
 
 def has_state(callback: pl.Callback) -> bool:
     """Whether a checkpoint must have a state for `callback`; Lightning leaves out an empty one."""
-    if type(callback).state_dict is pl.Callback.state_dict:
+    if type(callback).state_dict is pl.Callback.state_dict or getattr(callback, "optional_state", False):
         return False
     return type(callback).__module__.startswith("charlm.") or bool(callback.state_dict())
 

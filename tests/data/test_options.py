@@ -43,7 +43,7 @@ def test_a_path_may_look_like_a_number(value: object, text: str) -> None:
         ("path", True, "path=true must be text"),
         ("path", None, "path=null must be text"),
         ("path", ["a"], r"path=\['a'\] is a list: .*data=mix 'data\.paths=\[a\]' to mix several texts"),
-        ("paths", "a.txt", "paths='a.txt' must be a list"),
+        ("paths", "a.txt", "paths='a.txt' must be a list in brackets"),
         ("paths", ["a", True], "paths.1=true must be text"),
         ("corpus", 3, "corpus=3 must be a section of options"),
         ("nonsense", 3, "nonsense is not an option"),

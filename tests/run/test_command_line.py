@@ -69,7 +69,13 @@ def test_no_words_from_inside_the_parser(override: str, words: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["optimizer.lr=0,001"], ["is two numbers: write optimizer.lr=0.001,", "add -m"]),
+        (["optimizer.lr=0,001"], ["is two numbers: write optimizer.lr=0.001 with a decimal point", "add -m"]),
+        (["seed=1,2"], ["seed=1,2 has several values: add -m to train once with each"]),
+        (["model='gru lstm'"], ["there is no model=gru lstm: "]),
+        (["data="], ["there is no data=: choose one of"]),
+        (["checkpoint={every_minute: 1}"], ["checkpoint={…} has an option that is not set in conf/: python train.py"]),
+        (["trainer.batch_size=3"], ["did you mean data.batch_size?"]),
+        (["trainer.max_time=3"], ["must be DAYS:HOURS:MINUTES:SECONDS"]),
         (["callbacks=ema,early_stopping"], ["write 'callbacks=[ema,early_stopping]'"]),
         (["callbacks=[ema early_stopping]"], ["write 'callbacks=[ema,early_stopping]'"]),
         (["callbacks=[ema,foo]"], ["there is no callbacks=foo: choose one of"]),
@@ -79,6 +85,22 @@ def test_no_words_from_inside_the_parser(override: str, words: list[str], tmp_pa
         (["data.path='a.txt"], ["begins with a quote (') that has no end"]),
         (["-help"], ["there is no flag -help", "as in model=gru", "--help"]),
         (["--foo"], ["there is no flag --foo", "--help"]),
+        (["model=rnn,gru"], ["names several: choose one, or add -m"]),
+        (["data.path", "a.txt"], ["data.path is not NAME=VALUE: write data.path=VALUE, without a space"]),
+        (["data=text", "data.path=my", "texts"], ["texts is not NAME=VALUE", "'data.path=my texts/'"]),
+        (["data=pyproject.toml"], ["is no config: for your own text, write data=text data.path=pyproject.toml"]),
+        (["init_from="], ["init_from= is empty: give a run's folder, or a .ckpt file"]),
+        (["parameter_groups.recurent.lr=1"], ["did you mean parameter_groups.recurrent.lr?"]),
+        (["parameter_groups.rekurrent.frozen=true"], ["did you mean parameter_groups.recurrent.frozen?"]),
+        (["model.size=3"], ["model.size is not set in conf/: write +model.size=VALUE to add it"]),
+        (
+            ["optimizer={lr: 1, nesterov: true}"],
+            ["has an option that is not set", "+optimizer.NAME=VALUE"],
+        ),
+        (["schedule=constant", "schedule.scheduler.eta_min=0"], ["schedule=cosine, schedule=linear, "]),
+        (["trainer.max_time=1h"], ["trainer.max_time='1h' must be DAYS:HOURS:MINUTES:SECONDS, as in 00:08:00:00"]),
+        (["trainer.limit_val_batches=1.5"], ["must be an integer, or at most 1"]),
+        (["data=text", "data.paths=a.txt"], ["data.paths='a.txt' must be a list in brackets"]),
         (["--optimizer.lr=3"], ["there is no flag --optimizer.lr", "as in optimizer.lr=3"]),
     ],
 )
@@ -92,6 +114,34 @@ def test_hydras_own_flags_are_known() -> None:
 
     assert set(FLAGS) == set(get_args_parser()._option_string_actions)
     assert arguments(["a=1", "-m", "b=-1", "--cfg=job"]) == ["-m", "a=1", "b=-1", "--cfg=job"]
+
+
+def test_flags_mean_nothing_in_python(tmp_path: Path) -> None:
+    with pytest.raises(charlm.UsageError, match="-m is for the command line: in Python, give overrides such as"):
+        charlm.train("-m", "model=gru", folder=tmp_path / "run")
+    with pytest.raises(charlm.UsageError, match="choose one, or call charlm.train once for each$"):
+        charlm.train("model=rnn,gru", folder=tmp_path / "run")
+    with pytest.raises(charlm.UsageError, match="takes one name; to train with several, call charlm.train once for"):
+        charlm.train("model=[rnn,gru]", folder=tmp_path / "run")
+
+
+def test_a_mistake_in_python_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for start in (charlm.train, charlm.lr_find, charlm.profile):
+        with pytest.raises(charlm.UsageError):
+            start("data=text", "data.path=nowhere")
+    assert list(tmp_path.glob("runs/*")) == []
+
+
+def test_a_folder_of_runs_that_leads_nowhere_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted")
+    done = program("train.py", "data=python_docs", cwd=tmp_path, env=environment(tmp_path))
+    assert done.status == 2 and "runs" in done.err and "Traceback" not in done.err
+
+
+def test_an_override_may_refer_to_another_option(tmp_path: Path) -> None:
+    options = ["optimizer.weight_decay=${.lr}", "data=text", "data.path=nowhere"]
+    assert program("train.py", *options, env=environment(tmp_path)).is_refusal("nowhere")
 
 
 @pytest.mark.parametrize(

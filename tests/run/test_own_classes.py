@@ -200,7 +200,7 @@ def test_a_run_that_ends_before_its_first_validation_has_a_result(base: list[str
         ("+data.corpus.foo=1", "error: data.corpus.foo is not an option of read, which takes path, encoding"),
         (
             "model.identity=true",
-            "error: model.identity is not set by the chosen configs: model=irnn sets it, or write +",
+            "error: model.identity is not set by the chosen configs: model=irnn, model=keras_char3, ",
         ),
         ("data=mine.txt", "error: there is no data=mine.txt: choose one of mix, nietzsche"),
         ("model=lstmm", "error: there is no model=lstmm: did you mean lstm?"),
@@ -211,7 +211,8 @@ def test_a_run_that_ends_before_its_first_validation_has_a_result(base: list[str
         ),
         (
             "data.path=a,b.txt",
-            """error: data.path=a,b.txt cannot be read: quote the value, as in "data.path='a,b.txt'",""",
+            "error: data.path=a,b.txt has several values: add -m to train once with each, or quote a text with a "
+            """comma, as in "data.path='a,b.txt'\"""",
         ),
         ("data=nietzsche", "error: data.path="),
         ("+model={1: 2}", "error: model.1=1 must be text"),

@@ -105,6 +105,10 @@ def test_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not_been(train: Train
         ["optimizer=sgd", "optimizer.momentum=0.9"],
         ["callbacks=ema", "+trainer.val_check_interval=9"],
         ["callbacks=[ema,early_stopping]", "callbacks.early_stopping.min_delta=9.0"],
+        [
+            *("callbacks=early_stopping", "callbacks.early_stopping.min_delta=9.0"),
+            *("callbacks.early_stopping.patience=1", "trainer.min_epochs=3"),
+        ],
         ["schedule=one_cycle"],
         ["schedule=warmup_cosine"],
         ["schedule=linear"],
@@ -141,9 +145,10 @@ def test_any_checkpoint_can_be_resumed(train: Train, name: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "warmup_cosine", "linear", "wsd"])
-def test_a_longer_run_stays_at_the_last_rate(train: Train, schedule: str) -> None:
+def test_a_longer_run_stays_at_the_last_rate(train: Train, schedule: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = train("run", f"schedule={schedule}", "trainer.max_epochs=1")
     train("run", f"resume={run}", f"trainer.max_epochs={EPOCHS}")
+    assert "too low to learn anything; to train on, start a new run with" in " ".join(capsys.readouterr().out.split())
     rates = [float(row["learning_rate"]) for row in rows(run / "metrics.csv")]
     assert rates[1:] == pytest.approx([1e-3 / 25e4 if schedule == "one_cycle" else 0.0] * (EPOCHS - 1), rel=1e-6)
 
@@ -163,7 +168,8 @@ def test_a_longer_cosine_stays_at_its_lowest_rate(train: Train, capsys: pytest.C
     run = train("run", "schedule=cosine", "schedule.scheduler.eta_min=1e-5", "trainer.max_epochs=1")
     capsys.readouterr()
     train("run", f"resume={run}", f"trainer.max_epochs={EPOCHS}")
-    assert "the scheduler was made for 1 epochs" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the scheduler was made for 1 epochs: after them the learning rate stays constant" in out
     rates = [float(row["learning_rate"]) for row in rows(run / "metrics.csv")]
     assert rates[1:] == pytest.approx([1e-5] * (EPOCHS - 1))
 
@@ -327,6 +333,21 @@ def test_a_checkpoint_with_one_wrong_value_is_refused(
     torch.save(content, last)
     capsys.readouterr()
     assert "cannot be resumed" in refusal(f"resume={last}", capsys=capsys)
+
+
+@pytest.mark.parametrize("state", [None, {"rates": "abc"}, {"rates": [[1, 2, 3]], "seen": 1, "spacing": 1}])
+def test_a_picture_keeps_no_run_from_being_resumed(train: Train, state: object) -> None:
+    """An earlier version kept no learning rates."""
+    run = train("run", "trainer.max_epochs=1")
+    path = run / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    assert "LossPicture" in content["callbacks"]
+    content["callbacks"]["LossPicture"] = state
+    if state is None:
+        del content["callbacks"]["LossPicture"]
+    torch.save(content, path)
+    train("run", f"resume={run}", "trainer.max_epochs=2")
+    assert len(rows(run / "metrics.csv")) == 2
 
 
 def test_links_in_a_run_folder_lead_nothing_astray(train: Train, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.types import RunMode
 
 import charlm
 from charlm.run.instantiate import instantiate
 from tests.helpers import ROOT, SMALL, run_train, summary, wandb_records
+from tests.programs import environment
 
 SUMMARY_KEYS = {
     "best_val_nats",
@@ -78,7 +80,9 @@ def test_main_returns_the_loss_to_hydras_sweepers(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(compose, "job_from_hydra", lambda config: (config, None))
     monkeypatch.setattr(experiment, "run", lambda settings, job: experiment.Result(settings.loss, Path(), [], {}))
-    assert train.main.__wrapped__(SimpleNamespace(task="train", loss=1.25)) == 1.25
+    hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir="nowhere"), mode=RunMode.RUN)
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: hydra)
+    assert train.main.__wrapped__(SimpleNamespace(task="train", loss=1.25, resume=None)) == 1.25
 
 
 def test_the_best_checkpoint_has_the_best_validation_loss(base: tuple[str, ...], text: str, tmp_path: Path) -> None:
@@ -156,6 +160,57 @@ def test_a_scheduler_that_max_steps_cuts_short_is_announced(
     for schedule, announced in {"linear": True, "constant": False}.items():
         run_train(*base, "trainer.max_steps=3", f"schedule={schedule}", f"hydra.run.dir={tmp_path}/{schedule}")
         assert (words in " ".join(capsys.readouterr().out.split())) == announced
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(text_file: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", "trainer.max_epochs=1"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), f"seed={seed}", *options],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+        )
+        for seed in range(3)
+    ]
+    assert [process.wait(100) for process in processes] == [0, 0, 0]
+    assert sorted(summary(run)["seed"] for run in (tmp_path / "runs").iterdir()) == [0, 1, 2]
+
+
+def test_an_interrupt_before_training_leaves_no_folder(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *SMALL, "data=python_source"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # it loads PyTorch now
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    assert list(tmp_path.glob("runs/*")) == []
+
+
+def test_an_own_class_names_its_run(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", "trainer.max_epochs=1"]
+    run_train(*options, "model._target_=charlm.models.recurrent.LSTM")
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.endswith("_LSTM_text") and summary(run)["model"] == "LSTM"
+
+
+def test_a_loss_is_best_among_those_of_its_kind(
+    base: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An epoch without validation is not compared with one that has it."""
+    run_train(*base, "trainer.check_val_every_n_epoch=2", f"hydra.run.dir={tmp_path}/run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.endswith("best") for line in lines] == [False, True]
 
 
 def test_accumulation_logs_each_step_once(base: tuple[str, ...], tmp_path: Path) -> None:

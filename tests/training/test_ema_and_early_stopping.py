@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
+import charlm
 from charlm.models.recurrent import GRU
 from charlm.training.callbacks.ema import EMA
 from tests.faults.compare import differences
@@ -53,6 +54,23 @@ def test_a_short_run_is_not_held_back_by_its_first_weights(text: str, tmp_path: 
     assert cold > raw + 0.2 and warm < raw + 0.05, (cold, raw, warm)
 
 
+def test_samples_are_of_the_weights_that_are_saved(text_file: Path, tmp_path: Path) -> None:
+    options = [
+        "data=text",
+        f"data.path={text_file}",
+        "data.bptt=8",
+        "callbacks.samples.temperature=1",
+        "optimizer.lr=0.05",
+    ]
+    found = {}
+    for callbacks in ("default", "ema"):
+        result = charlm.train(*SMALL, *options, f"callbacks={callbacks}", folder=tmp_path / callbacks)
+        sample = (result.folder / "samples.txt").read_text().split("--- epoch 2\n")[1][:-1]
+        assert sample == charlm.load(result.folder / "checkpoints/last.ckpt").generate("", 300, temperature=1.0, seed=0)
+        found[callbacks] = sample
+    assert found["default"] != found["ema"]
+
+
 @pytest.fixture
 def base(text_file: Path) -> list[str]:
     return [*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", "data.batch_size=8"]
@@ -84,8 +102,8 @@ def test_a_run_stops_when_it_no_longer_improves_and_says_so(
     assert (run / "samples.txt").exists()
     run_train(f"resume={run}")
     assert f"this run had already {reason}" in capsys.readouterr().out and summary(run)["epochs"] == 3
-    run_train(f"resume={run}", "trainer.max_epochs=9")
-    assert "stopped early in epoch 4" in capsys.readouterr().out
+    run_train(f"resume={run}", "trainer.max_epochs=9")  # it waits for two validations again
+    assert "stopped early in epoch 5: the last 2 validations" in capsys.readouterr().out
 
 
 def test_a_run_that_never_stops_early_says_nothing(

@@ -21,7 +21,7 @@ from charlm.models.network import Network
 from charlm.models.recurrent import GRU, LSTM, RNN
 from charlm.models.windowed import Windowed
 from charlm.training.module import CharLM
-from tests.helpers import MODELS, model_spec, trainer
+from tests.helpers import MODELS, model_spec, run_train, trainer
 
 
 class Mine(GRU):
@@ -89,6 +89,16 @@ def test_it_resumes_and_the_loss_is_that_of_the_weights(tmp_path: Path, text: st
     assert charlm.load(tmp_path / "more.ckpt").progress == {"epoch": 2, "train_nats": pytest.approx(nats)}
 
 
+def test_train_py_says_how_its_checkpoint_is_resumed(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = fitted(tmp_path / "checkpoints", GRU(len(set(text)), 8, 16), text)[1]
+    with pytest.raises(SystemExit):
+        run_train(f"resume={saver.last_model_path}")
+    err = capsys.readouterr().err
+    assert "was not written by train.py: resume it with trainer.fit(…, ckpt_path=…)" in err and "init_from=" in err
+
+
 def test_without_validation_the_training_loss_is_kept(tmp_path: Path, text: str) -> None:
     loop, module = trainer(tmp_path, limit_val_batches=0), CharLM(GRU(len(set(text)), 8, 16))
     loop.fit(module, datamodule=CharDataModule.from_text(text, batch_size=4, bptt=8, val=0))
@@ -119,6 +129,18 @@ def test_a_network_with_too_few_symbols_is_refused_at_the_start(tmp_path: Path, 
     for network in (GRU(size - 1, 8, 16), Windowed(GRU(vocab_size=size - 1, hidden_size=16), 8)):
         with pytest.raises(charlm.UsageError, match=f"is built for {size - 1} symbols, but the text has {size}"):
             fitted(tmp_path, network, text)
+
+
+class Swapped(GRU):
+    """A network whose first argument is another size."""
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(vocab_size, 8, hidden_size)
+
+
+@pytest.mark.filterwarnings("ignore:charlm.load will not open")
+def test_a_network_is_asked_for_its_symbols_by_name(tmp_path: Path, text: str) -> None:
+    fitted(tmp_path, Swapped(4, len(set(text))), text)
 
 
 def test_a_text_in_memory_chooses_its_sizes(text: str) -> None:

@@ -13,9 +13,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from charlm.checkpoint.paths import resume_command
 from charlm.training.callbacks import terminal
 from charlm.training.callbacks.terminal import counted, duration, preview, print_facts, report, total_time
-from tests.helpers import SMALL, run_train
+from tests.helpers import ROOT, SMALL, run_train
 
 SUMMARY = {
     "best_val_nats": 1.5,
@@ -31,9 +32,9 @@ SUMMARY = {
 }
 
 
-def reported(**values: Any) -> list[str]:
+def reported(train_nats: float = 1e9, **values: Any) -> list[str]:
     out = io.StringIO()
-    report(Console(file=out, width=80), SUMMARY | values, symbols=60)
+    report(Console(file=out, width=80), SUMMARY | values, train_nats, symbols=60)
     return out.getvalue().splitlines()
 
 
@@ -43,6 +44,15 @@ def test_the_sample_command_is_one_line_of_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     deep = "/very" * 30
     assert reported(best_checkpoint=f"{deep}/checkpoints/best.ckpt")[-1] == f"  python sample.py --checkpoint {deep}"
+
+
+def test_the_commands_lead_to_the_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT / "docs")
+    assert reported()[-1].startswith("  python ../sample.py --checkpoint ")
+    assert resume_command(Path("runs/a")) == "python ../train.py resume=runs/a"
+    monkeypatch.chdir(tmp_path)
+    (shown,) = [word for word in reported()[-1].split() if word.endswith("sample.py")]
+    assert Path(shown).resolve() == ROOT / "sample.py"
 
 
 def test_short_times_are_seconds_and_one_is_singular() -> None:
@@ -57,6 +67,8 @@ def test_a_diverged_run_is_called_that() -> None:
     fine, diverged = "\n".join(reported(best_val_nats=limit - 0.01)), "\n".join(reported(best_val_nats=limit + 0.01))
     assert "best validation loss" in fine and "sample.py" in fine and "diverged" not in fine
     assert "best validation loss" not in diverged and "sample.py" not in diverged and "optimizer.lr" in diverged
+    learned = "\n".join(reported(0.1, best_val_nats=limit + 0.01))  # by heart, and its validation text is another
+    assert "best validation loss" in learned and "diverged" not in learned
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class EarlyStopping(LightningsEarlyStopping):
     ) -> None:
         super().__init__("val/nats", min_delta, patience, check_on_train_epoch_end=False)
         self.reason: str | None = None
+        self._had_stopped = False  # according to the checkpoint that is resumed
 
     def check_run(self, data: CharDataModule, *, validate: bool) -> None:
         """Raise UsageError, before a run, if it has no validation."""
@@ -40,6 +41,11 @@ class EarlyStopping(LightningsEarlyStopping):
                 "callbacks.early_stopping needs a validation loss: set data.val=0.1 (and not "
                 "trainer.limit_val_batches=0), or leave early_stopping out"
             )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Count anew in a run that had stopped early and has been made longer."""
+        if self._had_stopped and not trainer.should_stop:  # it is true where only min_epochs keeps the run going
+            self.wait_count, self.reason, self._had_stopped = 0, None, False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the run if it is time, and remember why."""
@@ -64,3 +70,4 @@ class EarlyStopping(LightningsEarlyStopping):
         """Restore them."""
         self.best_score, self.wait_count = torch.tensor(float(state_dict["best"])), int(state_dict["waited"])
         self.reason = None if state_dict["reason"] is None else str(state_dict["reason"])
+        self._had_stopped = self.reason is not None

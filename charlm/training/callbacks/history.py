@@ -143,7 +143,7 @@ class History(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore all of it."""
-        self.rows = [{name: _number(row[name]) for name in COLUMNS} for row in state_dict["rows"]]
+        self.rows = [{name: _number(name, row[name]) for name in COLUMNS} for row in state_dict["rows"]]
         self.best_nats, self.characters = float(state_dict["best_nats"]), int(state_dict["characters"])
         self.training_seconds, self.fit_seconds = (
             float(state_dict["training_seconds"]),
@@ -159,8 +159,8 @@ class History(pl.Callback):
         self.earlier_seconds = self.fit_seconds
 
 
-def _number(value: Any) -> int | float | None:
-    """`value`, if it is what a row may hold, because a row is first read after hours of training."""
-    if value is not None and not isinstance(value, int | float):
-        raise TypeError(f"a row of the metrics holds {value!r}")
+def _number(name: str, value: Any) -> int | float | None:
+    """`value`, if it is what the column `name` may hold, because a row is first read after hours of training."""
+    if not (isinstance(value, int | float) or (value is None and name in VAL_COLUMNS)):
+        raise TypeError(f"{name} in a row of the metrics is {value!r}")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,26 @@ from charlm.training.callbacks.history import History
 from charlm.training.parameter_groups import current_lr
 
 SHARE = 0.05  # of the time may go into drawing, besides the last picture
-RATES, MOST = 40, 2000  # learning rates noted in an epoch, and in all
+RATES, MOST = 40, 1000  # learning rates noted in an epoch, and in all
 FIRST = 5  # seconds before the first picture
 
 
 class LossPicture(pl.Callback):
     """Draws the epochs in `history` to `path` after an epoch, as often as `SHARE` allows, and when training ends.
 
-    `rates` has the learning rate some times an epoch, as (epochs trained, learning rate); it is kept in checkpoints.
+    `rates` has the learning rate at evenly spaced steps, as (epochs trained, learning rate); it is kept in checkpoints.
     In a notebook, the picture is also shown below the cell, and kept up to date there.
     """
 
     def __init__(self, path: Path, history: History, store: Store) -> None:
         self.path, self.history, self.store = path, history, store
         self.rates: list[tuple[float, float]] = []
+        self._seen, self._spacing = 0, 1  # steps that could be noted so far; every how many of them is
         self._drawn = 0  # epochs in the picture
         self._display: Any = None
         self._failed = False
+
+    optional_state = True  # a picture must not keep a run from being resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait a little, because the first picture takes longer: it loads Matplotlib."""
@@ -45,12 +49,11 @@ class LossPicture(pl.Callback):
         batches = trainer.num_training_batches
         if batch_idx % max(1, int(batches) // RATES):
             return
-        point = (trainer.current_epoch + batch_idx / batches, current_lr(trainer.optimizers[0]))
-        if [rate for _, rate in self.rates[-2:]] == 2 * [point[1]]:  # a constant rate needs only its two ends
-            del self.rates[-1]
-        self.rates.append(point)
+        if self._seen % self._spacing == 0:
+            self.rates.append((trainer.current_epoch + batch_idx / batches, current_lr(trainer.optimizers[0])))
+        self._seen += 1
         if len(self.rates) > MOST:
-            del self.rates[1:-1:2]
+            self.rates, self._spacing = self.rates[::2], 2 * self._spacing
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw if enough time has passed since the last picture."""
@@ -68,11 +71,13 @@ class LossPicture(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The learning rates so far."""
-        return {"rates": list(self.rates)}
+        return {"rates": list(self.rates), "seen": self._seen, "spacing": self._spacing}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self.rates = [(float(epoch), float(rate)) for epoch, rate in state_dict["rates"]]
+        """Restore them, if they are what `state_dict` returns."""
+        with suppress(KeyError, TypeError, ValueError):
+            rates = [(float(epoch), float(rate)) for epoch, rate in state_dict["rates"]]
+            self._seen, self._spacing, self.rates = int(state_dict["seen"]), max(1, int(state_dict["spacing"])), rates
 
     def _draw(self) -> None:
         started = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import pytorch_lightning as pl
 from pydantic import Field
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.loggers import WandbLogger
 
 from charlm.checkpoint.storage import Store
@@ -21,13 +22,25 @@ from charlm.models.network import Network
 from charlm.options import NonNegative, Positive, PositiveInt, Text, checked
 from charlm.text.vocab import normalise
 
+
+def validated(trainer: pl.Trainer, pl_module: Any) -> Network:
+    """The network whose loss is validated: the averaged one, if a callback averages the weights."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it undeclared
+        averaged = getattr(callback, "_average_model", None) if isinstance(callback, WeightAveraging) else None
+        if averaged is not None:
+            pl_module = averaged.module
+    network: Network = pl_module.network
+    return network
+
+
 COLUMNS = ["epoch", "step", "prompt", "temperature", "text"]
 
 
 class Samples(pl.Callback):
     """Writes samples after an epoch and every few minutes, one for each prompt at each temperature.
 
-    `latest` is the first of those after the last epoch. Uses its own random generator with a fixed seed, so that
+    They are of the weights that are validated and saved: with ``callbacks=ema``, the averaged ones. `latest` is the
+    first of those after the last epoch. Uses its own random generator with a fixed seed, so that
     training is not disturbed and samples of different times can be compared.
     """
 
@@ -75,14 +88,14 @@ class Samples(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write samples when they are due."""
         if time.monotonic() >= self._due and not trainer.is_last_batch:
-            self._sample(trainer, pl_module.network, trainer.global_step)
+            self._sample(trainer, validated(trainer, pl_module), trainer.global_step)
             self._due = time.monotonic() + self._seconds
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write samples."""
         self.latest = None
         if (trainer.current_epoch + 1) % self.every == 0:
-            self.latest = self._sample(trainer, pl_module.network, None)
+            self.latest = self._sample(trainer, validated(trainer, pl_module), None)
 
     def _sample(self, trainer: Any, network: Network, step: int | None) -> str | None:
         """Write and log samples; returns the first, or None if there is none: that must not stop the run."""

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 from rich.text import Text
 
+from charlm.checkpoint.paths import program
 from charlm.data.module import CharDataModule
 from charlm.models.network import Network
 from charlm.models.windowed import Windowed
@@ -103,16 +104,22 @@ def describe(corpus: str, data: CharDataModule, network: Network, folder: Path) 
 
 
 def report(
-    console: Console, summary: dict[str, Any], symbols: int, trust: str = "", upload: tuple[str, str] | None = None
+    console: Console,
+    summary: dict[str, Any],
+    train_nats: float,
+    symbols: int,
+    trust: str = "",
+    upload: tuple[str, str] | None = None,
 ) -> None:
     """Print the final table, the command that samples from the model, and `upload`, a title and a command.
 
-    A model of `symbols` characters that is far worse than guessing is not one to sample from: say so instead.
+    A model of `symbols` characters that is far worse than guessing, also where it was trained (`train_nats`, its best
+    training loss), is not one to sample from: say so instead.
     """
     rows = {}
     lowest = summary["best_val_nats"] if "best_val_nats" in summary else summary["best_train_nats"]
     guess = math.log(max(2, symbols))
-    diverged = not lowest <= DIVERGED * guess
+    diverged = not min(lowest, train_nats) <= DIVERGED * guess
     if diverged:
         rows["training diverged"] = (
             f"the lowest loss is {lowest:.4g} nats/char, a uniform guess has {guess:.2f}; {LOWER}"
@@ -139,7 +146,8 @@ def report(
     print_facts(console, rows)
     if not diverged:
         folder = Path(summary["best_checkpoint"]).parent.parent
-        print_command(console, "write more", f"{trust}python sample.py --checkpoint {shlex.quote(str(folder))}")
+        command = f"{trust}python {program('sample.py')} --checkpoint {shlex.quote(str(folder))}"
+        print_command(console, "write more", command)
     if upload:
         print_command(console, *upload)
 
@@ -225,6 +233,7 @@ class Terminal(pl.Callback):
         if row["val_nats"] is not None:
             line += f"   val [bold]{row['val_nats']:.4f}[/bold]   {row['val_bpc']:.3f} bpc"
         line += f"   {row['characters_per_second']:,.0f} chars/s   {duration(row['seconds'])}"
+        self._validates = trainer.enable_validation
         if row is self._best():
             line += " *" if self._marked else " * best"
             self._marked = True
@@ -238,11 +247,11 @@ class Terminal(pl.Callback):
             text = preview(self.samples.latest, min(self.console.width - 4, 160))
             self.console.print(f"  [dim italic]{escape(text)}[/dim italic]", highlight=False)
 
-    def _best(self) -> dict[str, Any]:
+    def _best(self) -> dict[str, Any] | None:
         """The row of the lowest validation loss, or training loss without validation."""
-        column = "train_nats" if all(row["val_nats"] is None for row in self.history.rows) else "val_nats"
+        column = "val_nats" if self._validates else "train_nats"
         rows = [row for row in self.history.rows if row[column] is not None]
-        return min(rows, key=lambda row: math.inf if math.isnan(row[column]) else row[column])
+        return min(rows, key=lambda row: math.inf if math.isnan(row[column]) else row[column], default=None)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the bar."""
