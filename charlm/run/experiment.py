@@ -33,11 +33,12 @@ from charlm.run.fitting import evaluate, fit, quiet, resumable
 from charlm.run.folder import claimed, save_config
 from charlm.run.instantiate import instantiate, signature
 from charlm.run.loggers import Wandb
-from charlm.run.processes import Together, check_processes, check_rows, following, others
+from charlm.run.processes import following, others
 from charlm.run.result import Result, best_losses, facts
 from charlm.run.resume import fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
+from charlm.run.together import Together, check_processes, check_rows
 from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
@@ -106,7 +107,7 @@ def run(settings: Settings, job: Job) -> Result:
         console.print(notice, style="bold yellow", markup=False)
 
     if other:
-        with following(together), quiet(), interrupt.listening():
+        with following(lambda: together.folder), quiet(), interrupt.listening():
             fit(trainer, model, data, plan.checkpoint, observers)
         return Result(history.best_nats, folder, history.rows, {})
 

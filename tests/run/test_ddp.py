@@ -18,8 +18,8 @@ import torch
 import charlm
 from charlm.errors import UsageError
 from charlm.run.compose import Job
-from charlm.run.processes import check_processes
 from charlm.run.settings import TrainerOptions
+from charlm.run.together import check_processes
 from tests.faults.compare import differences, rows
 from tests.helpers import ROOT, run_train, summary
 from tests.programs import Outcome, environment
