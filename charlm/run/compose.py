@@ -30,8 +30,8 @@ class Job:
 
     `number` and `sweep`, a folder, identify a job of a multirun, of which so many as `parallel` run at once on this
     machine. `report` is told how far the run is, and `stopping` is asked whether it shall stop; `signals` says whether
-    the run itself handles them. `substitute` composes
-    the settings with a corpus that needs no download; it is None if the user or an experiment names the corpus.
+    the run itself handles them. `substitute` composes the settings with a corpus that needs no download; it is None if
+    the user or an experiment names the corpus.
     """
 
     folder: Path
