@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from charlm.checkpoint.paths import made, model_name, removed_if_empty, run_folder, run_name, top_folder
 from charlm.cli import exit_cleanly, fail, forgiving_output, quick_imports
 from charlm.errors import UsageError
+from charlm.run.environment import RANK, as_one_of_several, of_this_rank
 from charlm.run.suggest import arguments
 from charlm.sweeps.command import expanded
 from charlm.sweeps.watch import sweeping
@@ -33,7 +34,7 @@ def main(config: DictConfig) -> float:
     """Run one training job; its value is the best validation loss, for Hydra's sweepers."""
     job = HydraConfig.get()
     try:
-        with removed_if_empty(Path(job.runtime.output_dir), new=config.resume is None):
+        with removed_if_empty(Path(job.runtime.output_dir), new=config.resume is None and RANK == 0):
             with quick_imports():  # only when there is work to do
                 from charlm.run.compose import job_from_hydra
                 from charlm.run.tasks import perform
@@ -48,13 +49,13 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with forgiving_output(), exit_cleanly():
+    with forgiving_output(), as_one_of_several(), exit_cleanly():
         if {"-h", "--help"} & set(sys.argv[1:]):
             with quick_imports():
                 from charlm.run.reference import print_help
 
             print_help([argument.partition(",")[0] for argument in sys.argv[1:] if "=" in argument])
             sys.exit()
-        sys.argv[1:] = expanded(arguments(sys.argv[1:]))
+        sys.argv[1:] = of_this_rank(expanded(arguments(sys.argv[1:])))
         with sweeping():
             main()

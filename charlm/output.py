@@ -28,8 +28,8 @@ def total_time(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 thread``, ``2 threads``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    """``1 thread``, ``2 threads``, ``2 processes``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def print_facts(console: Console, rows: dict[str, str]) -> None:

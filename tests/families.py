@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 from typing import Any
 
 import torch
@@ -129,3 +131,30 @@ class Keeper(GRU):
 
 class NotANetwork(nn.Module):
     """Violates the contract."""
+
+
+class BreaksInRankOne(GRU):
+    """Its output is not a number from the 60th step on, but only in the second of several processes."""
+
+    def features(self, x_BT: Tensor, state: Any) -> Any:
+        h_TBH, last = super().features(x_BT, state)
+        self.steps = getattr(self, "steps", 0) + self.training
+        return h_TBH * (math.nan if self.steps >= 60 and os.environ.get("RANK") == "1" else 1.0), last
+
+
+class RunsOutOfMemoryInRankOne(GRU):
+    """An error in the second of several processes only."""
+
+    def features(self, x_BT: Tensor, state: Any) -> Any:
+        self.steps = getattr(self, "steps", 0) + self.training
+        if self.steps >= 60 and os.environ.get("RANK") == "1":
+            raise MemoryError
+        return super().features(x_BT, state)
+
+
+class UnusedWeight(GRU):
+    """Violates the contract: one of its parameters gets no gradient."""
+
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
+        self.unused = nn.Parameter(torch.zeros(3))

@@ -76,3 +76,13 @@ class Store:
         """Write what is pending. Raises UsageError if that is impossible."""
         if error := self._flush():
             raise UsageError(f"{error}; {self._remedy} and resume the run")
+
+
+class NoStore(Store):
+    """Writes nothing: for all but the first of several processes."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda text: None)
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Do nothing."""

@@ -18,10 +18,12 @@ class Batch(NamedTuple):
     """Inputs `x` and targets `y`, int64 (B, T).
 
     `first`: whether the rows start without an earlier state, for all of them or for each: bool (B). `padded`: how many
-    targets of a training batch are `IGNORE`.
+    targets of a training batch are `IGNORE`. `weights`: by what to multiply the mean loss over targets, and over rows,
+    of one process's part of a batch, so that the average over processes is the mean over the whole batch.
     """
 
     x: Tensor
     y: Tensor
     first: bool | Tensor
     padded: int = 0
+    weights: tuple[float, float] = (1.0, 1.0)

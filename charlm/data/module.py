@@ -14,6 +14,7 @@ from torch import Tensor
 from charlm.data.batch import IGNORE, Batch
 from charlm.data.mix import Mix
 from charlm.data.options import DataOptions
+from charlm.data.shares import Share
 from charlm.data.sizes import choose_sizes
 from charlm.data.splits import SPLITS, split_sizes
 from charlm.data.streams import Streams, epoch_rng, stack, stack_all
@@ -28,7 +29,7 @@ from charlm.text.encoded import EncodedText, encode
 class RemainingBatches:
     """The batches of `epoch`, without the first `done` when iterated for the first time."""
 
-    def __init__(self, epoch: Streams | Windows | Mix, done: int) -> None:
+    def __init__(self, epoch: Streams | Windows | Mix | Share, done: int) -> None:
         self.epoch, self.done = epoch, done
 
     def __len__(self) -> int:
@@ -194,7 +195,13 @@ class CharDataModule(pl.LightningDataModule):
                     f"{short}, too few for its {rows} rows of data.bptt={self.bptt}: they are filled up with padding"
                 )
 
-    def _loader(self, split: str) -> Streams | Windows | Mix:
+    def _loader(self, split: str) -> Streams | Windows | Mix | Share:
+        """The batches of `split`; of several processes, this one's part of them."""
+        strategy: Any = None if self.trainer is None else self.trainer.strategy
+        whole, world = self._whole(split), int(getattr(strategy, "world_size", 1))
+        return whole if world == 1 else Share(whole, strategy.global_rank, world, evaluation=split != "train")
+
+    def _whole(self, split: str) -> Streams | Windows | Mix:
         # The whole text goes to the device once; a batch is a slice of it.
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         training, rows = split == "train", self.rows[split]
@@ -215,16 +222,16 @@ class CharDataModule(pl.LightningDataModule):
     def _batches_before(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch * int(self.trainer.num_training_batches)
 
-    def train_dataloader(self) -> Streams | Windows | Mix | RemainingBatches:
+    def train_dataloader(self) -> Streams | Windows | Mix | Share | RemainingBatches:
         """One epoch of training batches; right after a resume, the first pass yields only what remains of the epoch."""
         loader, done, self._done = self._loader("train"), self._done, 0
         return RemainingBatches(loader, done) if done else loader
 
-    def val_dataloader(self) -> Streams | Windows | Mix | list[Any]:
+    def val_dataloader(self) -> Streams | Windows | Mix | Share | list[Any]:
         """The validation batches, the same in every epoch; none when the split is empty."""
         return self._loader("val") if self.rows["val"] else []
 
-    def test_dataloader(self) -> Streams | Windows | Mix | list[Any]:
+    def test_dataloader(self) -> Streams | Windows | Mix | Share | list[Any]:
         """The test batches; none when the split is empty."""
         return self._loader("test") if self.rows["test"] else []
 

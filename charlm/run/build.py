@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import PassThroughProfiler
 
 from charlm.checkpoint.building import MOST_TENSORS, at_most, build_network
@@ -23,6 +24,7 @@ from charlm.data.options import DataOptions
 from charlm.data.sizes import choose_epochs
 from charlm.errors import UsageError, as_usage_error
 from charlm.models.network import Network
+from charlm.run.environment import BY_TORCHRUN
 from charlm.run.instantiate import instantiate, resolve_target, signature
 from charlm.run.settings import ScheduleOptions, Settings, TrainerOptions
 from charlm.text.corpus import Corpus
@@ -185,22 +187,32 @@ def build_trainer(
 
     Without a `store`, there are no checkpoints.
     """
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     arguments = {"profiler": _NoProfiler(), **options.model_dump(exclude_none=True, exclude={"threads"})}
     if options.accelerator == "auto":
         # Not Apple's MPS: it has no float64 for exact sums, and small recurrent networks are slower there.
         arguments["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if not validate:
         arguments["limit_val_batches"] = 0
+    plugins: list[Any] = [] if store is None else [StoreIO(store)]
+    if options.world == 1:
+        arguments["strategy"] = "auto"
+    elif not BY_TORCHRUN:
+        plugins.append(LightningEnvironment())  # within a Slurm job, too
     with as_usage_error("trainer"):
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **arguments,
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=store is not None,
-            plugins=None if store is None else [StoreIO(store)],
+            plugins=plugins or None,
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+    if options.world > 1:
+        # After a SIGTERM, Lightning's handler would take part in a broadcast, whatever the other ranks are doing.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from charlm.checkpoint.building import package_of
 from charlm.checkpoint.paths import resume_command
-from charlm.checkpoint.storage import Store, replace_file
+from charlm.checkpoint.storage import NoStore, Store, replace_file
 from charlm.errors import UsageError, as_usage_error, first_line
 from charlm.run.assembly import build
 from charlm.run.build import (
@@ -28,14 +28,17 @@ from charlm.run.build import (
 )
 from charlm.run.compose import Job
 from charlm.run.cycles import combine_cycles
+from charlm.run.environment import RANK
 from charlm.run.fitting import evaluate, fit, quiet, resumable
 from charlm.run.folder import claimed, save_config
 from charlm.run.instantiate import instantiate, signature
 from charlm.run.loggers import Wandb
+from charlm.run.processes import following, others
 from charlm.run.result import Result, best_losses, facts
 from charlm.run.resume import fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
+from charlm.run.together import Together, check_processes, check_rows
 from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
@@ -49,6 +52,8 @@ from charlm.training.callbacks.terminal import Terminal, report
 from charlm.training.interrupt import Interrupt
 from charlm.training.schedulers import complete_cycles
 
+REPORTERS = (Terminal, LossPicture, Samples)  # of several ranks, the first has them alone
+
 
 @own_threads()
 def run(settings: Settings, job: Job) -> Result:
@@ -59,11 +64,16 @@ def run(settings: Settings, job: Job) -> Result:
     """
     console = new_console()
     plan = fresh(settings, job) if settings.resume is None else resumed(settings, job)
+    check_processes(plan.settings.trainer, job)
     built = build(plan)
     settings, data, model, folder, record = built.settings, built.data, built.model, plan.folder, plan.record
+    check_rows(settings.trainer, data)
+    world, other = settings.trainer.world, RANK > 0
     validate = bool(data.rows["val"]) and settings.trainer.limit_val_batches != 0
 
-    store = Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
+    store = (
+        NoStore() if other else Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
+    )
     interrupt, guard = Interrupt(job.stopping), DivergenceGuard()
     observers = build_callbacks(settings.callbacks)
     samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
@@ -80,7 +90,8 @@ def run(settings: Settings, job: Job) -> Result:
         history.best_nats = math.inf
         history.write()
         with contextlib.suppress(OSError):
-            save_config(settings, folder, job, new=new)
+            if not other:
+                save_config(settings, folder, job, new=new)
 
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint, make_again)
     # The order matters: an epoch's row is added to the history before it is printed.
@@ -90,11 +101,20 @@ def run(settings: Settings, job: Job) -> Result:
     )
     pruning = [Pruning(job.hopeless)] if job.hopeless is not None and validate else []
     callbacks = [guard, history, *observers.values(), *pruning, terminal, curves, checkpoints]
+    together = Together(settings, plan.corpus.sha256, folder)
+    if world > 1:
+        built.header["processes"] = f"{world}, each with {data.rows['train'] // world} rows of a batch"
+        callbacks = [together, *(c for c in callbacks if not (other and isinstance(c, REPORTERS)))]
     if job.report is not None:
         callbacks.append(Progress(history, job.report))
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
         console.print(notice, style="bold yellow", markup=False)
+
+    if other:
+        with following(lambda: together.folder), quiet(), interrupt.listening():
+            fit(trainer, model, data, plan.checkpoint, observers)
+        return Result(history.best_nats, folder, history.rows, {})
 
     new = plan.checkpoint is None
     trust = trust_prefix(settings.model_dump())
@@ -102,7 +122,8 @@ def run(settings: Settings, job: Job) -> Result:
         save_config(settings, folder, job, new=new)
         started = time.perf_counter()
         with quiet(), logging_to(trainer, settings, folder, record["sweep"]):
-            with interrupt.listening() if job.signals else contextlib.nullcontext():
+            listening = interrupt.listening() if job.signals else contextlib.nullcontext()
+            with listening, others(settings.trainer):
                 fit(trainer, model, data, plan.checkpoint, observers)
             with contextlib.suppress(Exception):  # a failing report must not cost the run its summary
                 profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it undeclared
@@ -128,7 +149,10 @@ def run(settings: Settings, job: Job) -> Result:
                 trainer.save_checkpoint(checkpoints.last)
             if not checkpoints.best.exists():  # training ended before the first validation
                 replace_file(checkpoints.best, checkpoints.last.read_bytes())
-            test_nats = evaluate(trainer, model, data, checkpoints.best, settings) if data.rows["test"] else None
+            if world > 1:  # the others have ended
+                settings = settings.model_copy(update={"trainer": settings.trainer.alone()})
+            tester = trainer if world == 1 else build_trainer(settings.trainer, folder, [], None, validate=validate)
+            test_nats = evaluate(tester, model, data, checkpoints.best, settings) if data.rows["test"] else None
             combined = {}
             try:
                 count = complete_cycles(trainer)
@@ -142,6 +166,7 @@ def run(settings: Settings, job: Job) -> Result:
             **combined,
             **facts(history, trainer, model, seconds),
             **({"pruned": pruning[0].reason} if pruning and pruning[0].reason else {}),
+            **({"processes": world} if world > 1 else {}),
             "model": record["model"],
             "overrides": record["overrides"],
             "learning_rate": settings.optimizer.get("lr"),

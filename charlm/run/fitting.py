@@ -22,6 +22,7 @@ from charlm.run.settings import Settings
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import Diverged
 from charlm.training.module import CharLM
+from charlm.training.ranks import RankLost, is_lost, leave
 
 
 def fit(
@@ -35,9 +36,20 @@ def fit(
     try:
         with interruptible(trainer):
             trainer.fit(model, datamodule=data, ckpt_path=path)
+        leave()
     except UsageError:
         raise
     except Exception as error:
+        if is_lost(error):
+            raise RankLost("another process of this run has ended") from None
+        if isinstance(error, torch.distributed.DistError):
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UsageError(f"the processes cannot find each other at {where}: {first_line(error)}") from None
+        if "find_unused_parameters" in str(error):
+            raise UsageError(
+                "model: some of its parameters get no gradient, for which several processes would wait in vain: set "
+                "trainer.strategy=ddp_find_unused_parameters_true, or freeze them"
+            ) from None
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise UsageError(
                 f"there is not enough memory: lower data.batch_size={data.batch_size}, data.bptt={data.bptt} or "
@@ -81,6 +93,9 @@ def resumable(command: str, checkpoints: Checkpoints) -> Iterator[None]:
     except Diverged as error:
         kept = [os.path.relpath(path) for path in (checkpoints.best, checkpoints.last) if path.exists()]
         raise Diverged(f"{error}; checkpoints from before: {', '.join(kept)}") from None
+    except RankLost as error:
+        more = f"resume it with {command}" if checkpoints.last.exists() else "start it again"
+        raise UsageError(f"{error}: {more}") from None
     except UsageError:
         raise
     except BaseException:
@@ -97,6 +112,8 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
         # It is resumable: the data module saves its position.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        # The values that are logged are those of all ranks already.
+        warnings.filterwarnings("ignore", ".*sync_dist=True.*")
         # Lightning 2.6 itself uses a name that torch 2.13 deprecates.
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
         yield

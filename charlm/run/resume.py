@@ -20,7 +20,9 @@ from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import find_resume_checkpoint, folder_of
 from charlm.data.options import DataOptions
 from charlm.errors import UsageError
+from charlm.output import counted
 from charlm.run.compose import Job
+from charlm.run.environment import RANK
 from charlm.run.init_from import open_start
 from charlm.run.instantiate import build_corpus, escape, with_known_arguments
 from charlm.run.settings import Settings, check_settings
@@ -34,7 +36,9 @@ OVERRIDABLE = (
     "resume",
     "trainer.max_epochs",
     "trainer.accelerator",
+    "trainer.strategy",
     "trainer.devices",
+    "trainer.num_nodes",
     "trainer.threads",
     "trainer.log_every_n_steps",
     "checkpoint",
@@ -68,7 +72,8 @@ class Plan:
 def fresh(settings: Settings, job: Job) -> Plan:
     """A new run. Raises UsageError if its folder already holds a run."""
     folder = Path(os.path.relpath(job.folder))
-    check_unused(folder)
+    if RANK == 0:  # the folder is not that of other ranks
+        check_unused(folder)
     start = None
     if settings.init_from is not None:
         settings, start = open_start(settings, job.given)
@@ -124,7 +129,7 @@ def resumed(settings: Settings, job: Job) -> Plan:
         raise UsageError("resume= resumes one run: leave out -m")
     path = find_resume_checkpoint(settings.resume)
     folder = Path(os.path.relpath(folder_of(path)))
-    if job.folder.resolve() != folder.resolve():
+    if RANK == 0 and job.folder.resolve() != folder.resolve():
         raise UsageError("a resumed run stays in its own folder: leave out hydra.run.dir")
     opened = load_checkpoint(path)
     if not opened.run:
@@ -187,6 +192,12 @@ def change(
         notices.append(
             f"trainer.threads={threads}, but this run began with {trainer.threads}: sums are rounded differently, so "
             f"the result is not bit for bit that of an uninterrupted run"
+        )
+    if result.trainer.world != trainer.world:
+        notices.append(
+            f"this run trained in {counted(trainer.world, 'process')} before and goes on in {result.trainer.world}: "
+            f"the rows of its batches and their states are cut anew, and random numbers (dropout) start anew, so the "
+            f"result is not bit for bit that of an uninterrupted run"
         )
     if not (isinstance(epochs, int) and isinstance(planned, int)):
         raise UsageError("the checkpoint is damaged: it does not record its number of epochs")

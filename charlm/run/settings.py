@@ -91,8 +91,12 @@ class TrainerOptions(Options):
 
     accelerator: str = "auto"
     """Where to train, such as cpu or cuda; auto is a CUDA GPU if there is one, else the CPU."""
-    devices: int | list[int] = 1
-    """1, or the number of one device such as [0]: a run trains on one device."""
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
+    """How several processes train together: Lightning's ddp, or the last for a model with unused parameters."""
+    devices: PositiveInt | list[Count] = 1
+    """GPUs or, on the CPU, processes that train together on a machine; or a list of GPUs, such as [0] or [0, 2]."""
+    num_nodes: PositiveInt = 1
+    """Machines that train together, started with torchrun."""
     precision: str | int = "32-true"
     """Precision of weights and arithmetic, such as 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = None
@@ -136,20 +140,31 @@ class TrainerOptions(Options):
     profiler: str | None = None
     """Lightning's profiler: simple, advanced or pytorch; null: none. See task=profile for PyTorch's own."""
 
+    @property
+    def processes(self) -> int:
+        """The number of processes on each machine."""
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
+
+    @property
+    def world(self) -> int:
+        """The number of processes on all machines."""
+        return self.processes * self.num_nodes
+
+    def alone(self) -> TrainerOptions:
+        """The options of the first of several processes for what it does alone."""
+        devices = 1 if isinstance(self.devices, int) else self.devices[:1]
+        return self.model_copy(update={"strategy": "auto", "devices": devices, "num_nodes": 1})
+
     @model_validator(mode="after")
-    def _one_device(self) -> TrainerOptions:
-        if self.devices != 1 and not (isinstance(self.devices, list) and len(self.devices) == 1):
-            raise OptionError(
-                "devices", "must be 1, or one number such as [0]: a run trains on one device", self.devices
-            )
-        for name, value in (self.model_extra or {}).items():
+    def _fit_together(self) -> TrainerOptions:
+        if isinstance(self.devices, list) and not 0 < len(set(self.devices)) == len(self.devices):
+            raise OptionError("devices", "must name each device once, as in [0] or [0, 2]", self.devices)
+        for name in self.model_extra or {}:
             taken = inspect.signature(pl.Trainer).parameters.keys() - SET_BY_US
             if name not in taken:
                 close = difflib.get_close_matches(name, taken, 1)
                 more = f": did you mean trainer.{close[0]}?" if close else ""
                 raise OptionError(name, f"is not an option{more}")
-            if value != {"num_nodes": 1, "strategy": "auto"}.get(name, value):
-                raise OptionError(name, "is not supported: a run trains on one device; leave it out", value)
         if self.gradient_clip_algorithm == "value" and self.gradient_clip_val is None:
             raise OptionError("gradient_clip_algorithm=value", "clips nothing without trainer.gradient_clip_val")
         return self
@@ -198,6 +213,10 @@ class Settings(Options):
             raise OptionError("init_from", "starts a new run, and resume continues one: give only one of them")
         if self.resume is not None and self.task != "train":
             raise OptionError("task", "looks at a new run: leave out resume", self.task)
+        if self.trainer.world > 1 and self.task != "train":
+            raise OptionError(
+                "task", "looks at one process: leave out trainer=ddp, or set trainer.devices=1", self.task
+            )
         return self
 
     @model_validator(mode="before")

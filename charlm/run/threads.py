@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from charlm.data.module import CharDataModule
 from charlm.models.network import Network
+from charlm.run.environment import STARTED
 from charlm.run.settings import TrainerOptions
 from charlm.training import random_state
 
@@ -36,9 +38,11 @@ def choose_threads(options: TrainerOptions, network: Network, data: CharDataModu
     The network and the random generators are left as they were.
     """
     asked, most = options.threads, torch.get_num_threads()
+    if options.processes > 1 and not STARTED and "OMP_NUM_THREADS" not in os.environ:
+        most = max(1, most // options.processes)
     if asked == "auto":
-        asked = most
-        if most > 1 and (options.accelerator == "cpu" or not torch.cuda.is_available()):
+        asked = most  # of processes that rank 0 has started: as many as it has chosen
+        if most > 1 and not STARTED and (options.accelerator == "cpu" or not torch.cuda.is_available()):
             with suppress(Exception):  # what is wrong with the network is reported when it is trained
                 asked = fastest(training_step(network, data), candidates(most))
     if asked is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -30,11 +31,13 @@ def jobs(config: DictConfig) -> list[list[str]]:
 def check_jobs(name: str, search: list[str], jobs: list[list[str]]) -> None:
     """Raise UsageError if the settings of a job are invalid: at once, not after the jobs before it."""
     with quick_imports():  # PyTorch is slow to load
-        from charlm.run.compose import checked_settings
+        from charlm.run.compose import Job, checked_settings
+        from charlm.run.together import check_processes
 
     for number, overrides in enumerate(jobs):
         try:
             settings = checked_settings(compose(name, [*search, *overrides]))
+            check_processes(settings.trainer, Job(Path(), overrides, number=number))
         except UsageError as error:
             differing = results.differing([results.settings_of(job) for job in jobs])
             described = results.described(overrides, differing)

@@ -15,6 +15,7 @@ from filelock import FileLock
 from charlm.checkpoint.paths import model_name, resume_command, run_name
 from charlm.errors import UsageError
 from charlm.run.compose import Job
+from charlm.run.environment import WORLD
 from charlm.run.resume import check_unused
 from charlm.run.search_options import SearchOptions
 from charlm.run.settings import Settings
@@ -52,6 +53,8 @@ def search(settings: Settings, job: Job) -> SearchResult:
         raise UsageError(f"task=search needs {error.name}: install it with pip install -e '.[sweep]'") from None
     if job.hydra is not None and own_configs(job.hydra["hydra"]):
         raise UsageError("task=search takes its configs from conf/ only: leave out -cn, --config-dir and the like")
+    if WORLD > 1:
+        raise UsageError("task=search cannot be started with torchrun: its trials train in one process each")
     base = fixed(job.overrides, space)
     check_space(base, space)
     folder = SweepFolder(Path(os.path.relpath(job.folder)))

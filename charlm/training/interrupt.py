@@ -29,6 +29,8 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]  # the last not on Windows
     heeded = {number for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number in heeded}
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)  # see `charlm.run.processes.held_back`
     try:
         yield
     finally:
@@ -53,6 +55,10 @@ class Interrupt:
         if self._signal is None and self._stopping():
             self._signal = signal.SIGTERM
         return self._signal
+
+    @signal.setter
+    def signal(self, number: int | None) -> None:
+        self._signal = number
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

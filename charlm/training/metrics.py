@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from charlm.training.ranks import add_up, several
+
 
 class MeanPerCharacter(Metric):
     """A float64 sum over an int64 count: exact, however the characters were cut into batches."""
@@ -15,7 +17,7 @@ class MeanPerCharacter(Metric):
     count: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # which would wait for ranks that do not compute now: see `add_up`
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -29,6 +31,11 @@ class MeanPerCharacter(Metric):
     def compute(self) -> Tensor:
         """The mean in float64; NaN if nothing was added."""
         return self.total / self.count
+
+    def add_up(self) -> None:
+        """Add the sums of all ranks, which call this together."""
+        if several():
+            self.total, self.count = add_up(self.total.double()), add_up(self.count)
 
     def sum_and_count(self) -> tuple[float, int]:
         """Plain values for a checkpoint."""

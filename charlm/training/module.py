@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
@@ -20,10 +21,11 @@ from charlm.data.module import CharDataModule
 from charlm.errors import UsageError
 from charlm.models.network import Network
 from charlm.models.state import State, detach, map_state, where_rows
-from charlm.training import resuming
+from charlm.training import random_state, resuming
 from charlm.training.metrics import MeanPerCharacter
 from charlm.training.objective import Objective
 from charlm.training.parameter_groups import ParameterGroups, build_optimizer
+from charlm.training.ranks import add_up, several
 from charlm.training.schedulers import build_scheduler
 
 
@@ -102,10 +104,14 @@ class CharLM(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective for one batch."""
         logits, y = self._logits("train", batch)
-        loss, nats, penalty = self._objective(logits, y, self.network)
-        count = y.numel() - batch.padded
+        loss, nats, penalty = self._objective(logits, y, self.network, batch.weights)
+        count: Tensor | int = y.numel() - batch.padded if any(batch.weights) else 0
         self.step_nats = nats.detach()
-        self.train_nats.update(self.step_nats * count, count)
+        total = self.step_nats * count
+        if several():  # everything that reads the loss sees that of the whole batch, on every rank
+            total, number = add_up(torch.stack([total.double(), total.new_tensor(count, dtype=torch.float64)]))
+            self.step_nats, count = total / number, number.long()
+        self.train_nats.update(total, count)
         if penalty is not None:
             self.penalty.update(penalty.detach(), 1)
         return loss
@@ -149,6 +155,8 @@ class CharLM(pl.LightningModule):
         self._log_means("test")
 
     def _log_means(self, stage: str) -> Tensor:
+        self.nats.add_up()
+        self.accuracy.add_up()
         nats, accuracy = self.nats.compute(), self.accuracy.compute()
         values = {"nats": nats, "bpc": nats / math.log(2), "perplexity": nats.exp(), "accuracy": accuracy}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
@@ -158,6 +166,8 @@ class CharLM(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Make the entry of checkpoints, if there is none. Raises UsageError for a network with too few symbols."""
+        if several():
+            random_state.separate(torch.initial_seed(), self.trainer.global_rank)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CharDataModule):
             resuming.check_symbols(self.network, data)
@@ -173,7 +183,9 @@ class CharLM(pl.LightningModule):
         if self._entry is not None:
             checkpoint[KEY] = self._entry
         checkpoint[PROGRESS] = dict(self._progress)
-        checkpoint[TRAINING] = resuming.training_state(self._carry.get("train"), self._running_means)
+        alone = self.trainer.world_size > 1 and not several()  # after training, when this rank's rows are all it has
+        carry = None if alone else self._carry.get("train")
+        checkpoint[TRAINING] = resuming.training_state(carry, self._running_means)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the training state for `on_train_start`. Raises UsageError for a damaged checkpoint."""
@@ -185,7 +197,8 @@ class CharLM(pl.LightningModule):
         """Restore the carried state; last of all, so that nothing draws random numbers in between."""
         if self._resumed is not None:
             resuming.check_optimizer_state(self.trainer.optimizers[0])
-            carry = resuming.restore_training_state(self._resumed, self._running_means)
+            world, rank = self.trainer.world_size, self.trainer.global_rank
+            carry = resuming.restore_training_state(self._resumed, self._running_means, rank, world)
             if carry is not None:
                 self._carry["train"] = map_state(lambda part: part.to(self.device), carry)
         self._resumed, self.first_step = None, self.trainer.global_step

@@ -25,6 +25,14 @@ def collect() -> dict[str, Any]:
     return state
 
 
+def separate(seed: int, rank: int) -> None:
+    """Seed every generator for one of several processes: each draws random numbers of its own, as for dropout."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + (rank + 1) * 0xD1B54A32D192ED03) % 2**63  # as in `epoch_rng`
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
+
+
 def restore(state: dict[str, Any]) -> None:
     """Restore every generator to the state that `collect` returned."""
     random.setstate(state["python"])

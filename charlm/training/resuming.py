@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,12 @@ from charlm.checkpoint.building import arguments_of, package_of, specify
 from charlm.checkpoint.format import TRAINING, pack
 from charlm.checkpoint.loading import rebuild
 from charlm.data.module import CharDataModule
+from charlm.data.shares import share
 from charlm.errors import UsageError
 from charlm.models.network import Network
-from charlm.models.state import State
+from charlm.models.state import State, map_state
 from charlm.models.windowed import Windowed
-from charlm.training import random_state
+from charlm.training import random_state, ranks
 from charlm.training.metrics import MeanPerCharacter
 
 MOST_STEPS = 10**8  # of a run
@@ -54,21 +56,49 @@ def check_symbols(network: Network, data: CharDataModule) -> None:
 
 
 def training_state(carry: State | None, means: Mapping[str, MeanPerCharacter]) -> dict[str, Any]:
-    """The part of a checkpoint that Lightning does not collect: carried state, running means, random states."""
-    return {
+    """The part of a checkpoint that Lightning does not collect: carried state, running means, random states.
+
+    Of several ranks, which call this together, rank 0 gets the state of all: the carried state of the whole batch, as
+    of one process, and the random states of each. The running means are those of the whole batch on every rank.
+    """
+    state: dict[str, Any] = {
         "carry": carry,
         "means": {name: mean.sum_and_count() for name, mean in means.items()},
         "random": random_state.collect(),
     }
+    if ranks.several():
+        own = None if carry is None else map_state(Tensor.cpu, carry)
+        if parts := ranks.gather((own, state["random"])):
+            carries = [part for part, _ in parts]
+            state |= {"carry": None if carry is None else join(carries), "ranks": [random for _, random in parts]}
+    return state
 
 
-def restore_training_state(state: Mapping[str, Any], means: Mapping[str, MeanPerCharacter]) -> State | None:
-    """Restore the means and the random states of a `training_state`, and return its carried state."""
+def restore_training_state(
+    state: Mapping[str, Any], means: Mapping[str, MeanPerCharacter], rank: int = 0, world: int = 1
+) -> State | None:
+    """Restore the means and the random states of a `training_state`, and return its carried state.
+
+    `rank` of `world` gets its rows of the carried state, and its own random states if there were as many ranks before.
+    """
     for name, mean in means.items():
         mean.restore(*state["means"][name])
-    random_state.restore(state["random"])
+    randoms = state.get("ranks", [state["random"]])
+    if rank == 0 or len(randoms) == world:
+        random_state.restore(randoms[rank])
+    else:
+        random_state.separate(zlib.crc32(randoms[0]["torch"].numpy().tobytes()), rank)
     carry: State | None = state["carry"]
-    return carry
+    if carry is None or world == 1:
+        return carry
+    return map_state(lambda part: part[share(len(part), rank, world)], carry)
+
+
+def join(parts: Sequence[State]) -> State:
+    """The rows of several states, one after another."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    return tuple(join(inner) for inner in zip(*parts, strict=True))
 
 
 def check_checkpoint(

@@ -343,6 +343,7 @@ def test_a_space_that_makes_no_sense_is_refused_before_the_first_trial(space: st
             "model.layers=3 fixes what search.space searches: leave it out, or model.layers with "
             "'search.space={model.layers: null}'",
         ),
+        (["trainer=ddp", "trainer.devices=2", "search.space={seed: [1, 2]}"], "leave out trainer=ddp"),
         (["-m", "resume=old/search"], "resume=old/search is a search, not a sweep: leave out -m"),
         (
             ["hydra.run.dir=old/search", "search.space={seed: [1, 2]}"],

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from charlm.options import Options, Positive, PositiveInt
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.interrupt import Interrupt
+from charlm.training.ranks import anywhere, highest
 from charlm.training.schedulers import cycles_begun
 
 
@@ -64,7 +65,8 @@ class Checkpoints(Checkpoint):
         self._step = trainer.global_step
         # A run that stopped early trains on only if its max_epochs was raised.
         trainer.should_stop = self._stopped_before == trainer.max_epochs
-        self.best.parent.mkdir(exist_ok=True)
+        if trainer.is_global_zero:
+            self.best.parent.mkdir(exist_ok=True)
         if self._step == 0:
             trainer.save_checkpoint(self.last)
         self._saved_step, self._saved_at = self._step, time.monotonic()
@@ -75,7 +77,9 @@ class Checkpoints(Checkpoint):
         if self._step == before or trainer.is_last_batch:  # gradients accumulate, or the end of the epoch writes it
             return
         steps, seconds = self._step - self._saved_step, time.monotonic() - self._saved_at
-        if steps >= self.every_steps or seconds >= self.every_seconds or self.interrupt.signal:
+        # A clock and a signal are those of one rank of several, which save together.
+        now = seconds >= self.every_seconds or self.interrupt.signal is not None
+        if steps >= self.every_steps or anywhere(trainer, now):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,25 +97,27 @@ class Checkpoints(Checkpoint):
                 self._save(trainer, self.last.with_name(f"cycle-{cycles_begun(scheduler)}.ckpt"))
         self._save_last(trainer)
 
-    def _notice_deletion(self) -> None:
-        if not self.best.parent.is_dir():
-            with suppress(OSError):  # the store reports it
-                self.best.parent.mkdir(parents=True)
+    def _notice_deletion(self, trainer: pl.Trainer) -> None:
+        if trainer.strategy.broadcast(not self.best.parent.is_dir()):
+            if trainer.is_global_zero:
+                with suppress(OSError):  # the store reports it
+                    self.best.parent.mkdir(parents=True)
             self.lowest = math.inf
             self.on_deleted()
 
     def _save_best(self, trainer: pl.Trainer) -> None:
-        self._notice_deletion()
+        self._notice_deletion(trainer)
         loss = trainer.callback_metrics[self.monitor].item()
         if loss < self.lowest:
             self.lowest = loss
             self._save(trainer, self.best)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        self._notice_deletion()
+        self._notice_deletion(trainer)
         self._stopped_before = int(trainer.max_epochs or 0) if trainer.should_stop else 0
         self._save(trainer, self.last)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self.interrupt.signal = highest(trainer, self.interrupt.signal or 0) or None
         self.interrupt.check()
 
     def _save(self, trainer: pl.Trainer, path: Path) -> None:
