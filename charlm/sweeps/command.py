@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from charlm.checkpoint.paths import quoted
@@ -50,7 +49,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
         found = SweepFolder(path).command()
         if found is None or found["ended"] or (found["overrides"], found["flags"]) != (task, flags[1:]):
             continue
-        if not locked(path):
+        if not SweepFolder(path).locked():
             note = f"resuming {path}, which is not finished (hydra.sweep.dir=FOLDER starts anew)"
             print(note, file=sys.stderr, flush=True)  # before the live table is drawn
             return [*arguments, f"hydra.sweep.dir={quoted(str(path))}"]
@@ -69,12 +68,3 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         flags.insert(0, "-m")
     hydra = [override for override in overrides if option_of(override).startswith(("hydra.", "hydra/"))]
     return flags, hydra, [override for override in overrides if override not in hydra]
-
-
-def locked(path: Path) -> bool:
-    """Whether another process runs the sweep in `path`."""
-    try:
-        with FileLock(path / ".jobs/lock", timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True

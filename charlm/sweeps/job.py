@@ -7,10 +7,11 @@ import itertools
 import json
 import math
 import os
+import platform
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from charlm.checkpoint.paths import model_name
 from charlm.errors import UsageError, first_line
-from charlm.run.compose import Job, job_from_hydra, with_own_share
+from charlm.run.compose import Job, job_from_hydra, with_own_threads
 from charlm.run.resume import holds_a_run
 from charlm.run.settings import Settings
 from charlm.run.tasks import perform
 from charlm.sweeps import watch
-from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.folder import PROCESS, JobRecord, SweepFolder, this_process
+from charlm.sweeps.preemption import Preemption
 from charlm.training.interrupt import Interrupted
 
 PATIENCE = 60  # seconds to wait for a process that still trains this job, after the sweep's own was killed
@@ -42,7 +44,8 @@ def perform_job(config: DictConfig) -> float:
     for one that was stopped.
     """
     hydra = HydraConfig.get()
-    sweep, stopping = in_this_process(Path(hydra.runtime.cwd, hydra.sweep.dir))
+    sweep = in_this_process(Path(hydra.runtime.cwd, hydra.sweep.dir))
+    preemption = Preemption()
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     number, folder = int(hydra.job.num), Path(os.path.relpath(hydra.runtime.output_dir))
     record = JobRecord(
@@ -58,11 +61,14 @@ def perform_job(config: DictConfig) -> float:
     same = earlier if earlier and (earlier.settings, earlier.folder) == (record.settings, record.folder) else None
     if same and same.status == "finished" and ((folder / "summary.json").is_file() or config.task != "train"):
         return math.nan if same.nats is None else same.nats
-    if stopping():
+    if sweep.stopping():
         with suppress(OSError):  # Hydra made it
             folder.rmdir()
         return math.nan
     started = time.monotonic()
+
+    def stopping() -> bool:
+        return bool(preemption.number) or sweep.stopping()
 
     def report(progress: dict[str, Any], *, durable: bool = False) -> None:
         for name, value in progress.items():
@@ -90,8 +96,16 @@ def perform_job(config: DictConfig) -> float:
         report({"status": "failed", "error": "another process still trains this job"}, durable=True)
         return math.inf
     except Interrupted as interrupted:
-        sweep.stop(interrupted.number)
         report({"status": "interrupted"}, durable=True)
+        if not preemption.number:
+            sweep.stop(interrupted.number)
+        elif not sweep.stopping():
+            try:
+                preemption.requeue()
+            except Exception as error:
+                more = "set hydra.launcher.timeout_min or, on a cluster, hydra.launcher.max_num_timeout"
+                report({"status": "failed", "error": f"{first_line(error).rstrip('.')}: {more}"}, durable=True)
+                return math.inf
         return math.nan
     except Exception as error:
         sentence = str(error) if isinstance(error, UsageError) else f"{first_line(error)} (see its train.log)"
@@ -103,17 +117,20 @@ def perform_job(config: DictConfig) -> float:
     return value
 
 
-def in_this_process(path: Path) -> tuple[SweepFolder, Callable[[], bool]]:
-    """The sweep as this process sees it, and whether a job in it shall stop.
+def in_this_process(path: Path) -> SweepFolder:
+    """The sweep as this process sees it.
 
-    In the process that runs the sweep, a signal counts at once. A worker leaves Ctrl-C, which it gets as well, to that
-    process; stops when it is gone; and passes other signals on.
+    In the process that runs the sweep, a signal counts at once. A worker that it has started leaves Ctrl-C, which it
+    gets as well, to that process, and passes other signals on. Those of submitit and Ray are left to them.
     """
     if watch.session is not None:
-        return watch.session.sweep, watch.session.sweep.stopping
+        return watch.session.sweep
     sweep = SweepFolder(path)
     if not in_worker(sweep):
-        return sweep, sweep.stopping
+        return sweep
+    sweep = SweepFolder(path, os.environ.get(PROCESS) or (sweep.command() or {})["process"])
+    if sweep.process != f"{platform.node()}:{os.getppid()}":
+        return sweep
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         sweep.stop(number)
@@ -121,20 +138,19 @@ def in_this_process(path: Path) -> tuple[SweepFolder, Callable[[], bool]]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
-    parent = os.getppid()
-    return sweep, lambda: sweep.stopping() or os.getppid() != parent
+    return sweep
 
 
 def in_worker(sweep: SweepFolder) -> bool:
     """Whether another process than the one that runs the sweep has begun this job."""
     command = sweep.command()
-    return command is not None and command["pid"] != os.getpid()
+    return command is not None and command["process"] != this_process()
 
 
 def shared(settings: Settings, job: Job, sweep: SweepFolder) -> tuple[Settings, Job]:
     """The settings and the job with their share of the machine, which is that of the sweep when it began."""
-    parallel = (sweep.command() or {"parallel": 1})["parallel"]
-    return with_own_share(settings, parallel), replace(job, parallel=parallel)
+    command = sweep.command() or {"parallel": 1, "threads": None}
+    return with_own_threads(settings, command["threads"]), replace(job, parallel=command["parallel"])
 
 
 def fingerprint(config: DictConfig) -> str:

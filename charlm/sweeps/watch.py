@@ -27,8 +27,9 @@ from charlm.output import counted, duration, print_table
 from charlm.run.suggest import explain
 from charlm.sweeps import results
 from charlm.sweeps.command import split
-from charlm.sweeps.folder import JobRecord, SweepFolder
-from charlm.sweeps.planning import check_jobs, jobs, jobs_at_once
+from charlm.sweeps.folder import PROCESS, JobRecord, SweepFolder, this_process
+from charlm.sweeps.launchers import each_on_its_own
+from charlm.sweeps.planning import check_jobs, jobs, jobs_at_once, threads_each
 from charlm.sweeps.tables import final_table, live_table, seeds_table
 from charlm.training.interrupt import Interrupted, handled_by
 
@@ -85,6 +86,9 @@ class Session:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._handlers = ExitStack()
         self._handlers.enter_context(handled_by(self._note))
+        self._handlers.enter_context(each_on_its_own(config.hydra.launcher, self.killed))
+        os.environ[PROCESS] = this_process()
+        self._handlers.callback(os.environ.pop, PROCESS)
         self._thread.start()
 
     def _command(self, config: DictConfig) -> dict[str, Any]:
@@ -98,14 +102,16 @@ class Session:
             )
         search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
         check_jobs(str(config.hydra.job.config_name), search, made)
+        at_once = jobs_at_once(config.hydra.launcher, len(made))
+        # They decide about the number of threads, and so about the last bits of the results.
+        shares = {"parallel": at_once, "threads": threads_each(config.hydra.launcher, at_once)}
         return {
             "overrides": typed["task"],
             "hydra": typed["hydra"],
             "flags": split(sys.argv[1:])[0][1:],
             "jobs": made,
-            # It decides about the number of threads, and so about the last bits of the results.
-            "parallel": earlier["parallel"] if earlier is not None else jobs_at_once(config.hydra.launcher, len(made)),
-            "pid": os.getpid(),
+            **(shares if earlier is None else {name: earlier[name] for name in shares}),
+            "process": this_process(),
             "ended": False,
         }
 
@@ -124,6 +130,13 @@ class Session:
             model = results.settings_of(overrides).get("model")
             found.setdefault(number, JobRecord(number, overrides, "", model=model))
         return [found[number] for number in sorted(found)]
+
+    def killed(self, number: int, sentence: str) -> None:
+        """Note that the process of a job is gone before the job ended."""
+        record = self.records()[number]
+        if not self.sweep.stopping():
+            record.status, record.error = "failed", sentence
+            self.sweep.write(record)
 
     @cached_property
     def differing(self) -> list[str]:
