@@ -19,6 +19,8 @@ from hydra.plugins.launcher import Launcher
 from charlm.errors import first_line
 from charlm.sweeps.planning import jobs_at_once, kind
 
+# What submitit and Ray raise for a process that is gone, and Ray for a machine.
+GONE = {"UncompletedJobError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError"}
 Killed = Callable[[int, str], None]  # is told the number of a job whose process is gone, and a sentence
 
 
@@ -42,8 +44,15 @@ class OneByOne(Launcher):
         try:
             return self.launcher.launch([overrides], number)[0]
         except Exception as error:
-            self.killed(number, f"{first_line(error)}")
+            self.killed(number, sentence(error))
             return JobReturn(overrides=overrides, _return_value=float("inf"), status=JobStatus.COMPLETED)
+
+
+def sentence(error: Exception) -> str:
+    """What happened to a job that did not return."""
+    if type(error).__name__ in GONE:
+        return "its process was killed, perhaps because the memory was full"
+    return first_line(error)
 
 
 def keep_to_ourselves() -> None:
