@@ -131,7 +131,7 @@ class SweepFolder:
 
 
 def this_process() -> str:
-    """This process, among those of all machines."""
+    """The name of this process among those of all machines."""
     return f"{platform.node()}:{os.getpid()}"
 
 

@@ -44,6 +44,8 @@ def perform_job(config: DictConfig) -> float:
     for one that was stopped.
     """
     hydra = HydraConfig.get()
+    if watch.session is None and not hydra.job.chdir:  # Ray begins jobs elsewhere
+        os.chdir(hydra.runtime.cwd)
     sweep = in_this_process(Path(hydra.runtime.cwd, hydra.sweep.dir))
     preemption = Preemption()
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)

@@ -7,17 +7,19 @@ all at once on a machine that has room for a few.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
 
 from charlm.errors import first_line
 from charlm.sweeps.planning import jobs_at_once, kind
+from charlm.sweeps.ray_cluster import connected
 
 # What submitit and Ray raise for a process that is gone, and Ray for a machine.
 GONE = {"UncompletedJobError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError"}
@@ -61,8 +63,11 @@ def keep_to_ourselves() -> None:
 
 
 @contextmanager
-def each_on_its_own(launcher: Mapping[str, Any], killed: Killed) -> Iterator[None]:
-    """Wrap the launcher that Hydra makes in `OneByOne` if it is one of submitit's or Ray's."""
+def each_on_its_own(launcher: DictConfig, killed: Killed) -> Iterator[None]:
+    """Wrap the launcher that Hydra makes in `OneByOne` if it is one of submitit's or Ray's.
+
+    Raises UsageError if there is no Ray cluster.
+    """
     at_once = {
         "LocalLauncher": jobs_at_once(launcher, 0),
         "SlurmLauncher": launcher.get("array_parallelism"),
@@ -75,6 +80,7 @@ def each_on_its_own(launcher: Mapping[str, Any], killed: Killed) -> Iterator[Non
     instantiate = plugins.instantiate_launcher
     plugins.instantiate_launcher = lambda **given: OneByOne(instantiate(**given), at_once[name], killed)
     try:
-        yield
+        with connected(launcher.ray.init) if name == "RayLauncher" else nullcontext():
+            yield
     finally:
         del plugins.instantiate_launcher  # the method shows again

@@ -1,4 +1,4 @@
-"""Signals of a cluster that takes its machine back: the job saves and ends, and submitit puts it into the queue again."""
+"""A cluster takes its machine back: the job saves and ends, and submitit puts it into the queue again."""
 
 from __future__ import annotations
 

@@ -69,6 +69,10 @@ class Session:
         self.errors = sys.stderr  # jobs send their own to a file
         with self.console.status("checking the settings of all jobs"):
             self.command = self._command(config)
+        self._handlers = ExitStack()
+        self._handlers.enter_context(each_on_its_own(config.hydra.launcher, self.killed))
+        # On other machines, jobs may begin in other folders.
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.sweep.path))}")
         self.lock = FileLock(self.sweep.jobs / "lock", timeout=2)
         self.sweep.jobs.mkdir(parents=True, exist_ok=True)
         try:
@@ -84,9 +88,7 @@ class Session:
         self._said = {record.number: record.status for record in self.sweep.records().values()}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._handlers = ExitStack()
         self._handlers.enter_context(handled_by(self._note))
-        self._handlers.enter_context(each_on_its_own(config.hydra.launcher, self.killed))
         os.environ[PROCESS] = this_process()
         self._handlers.callback(os.environ.pop, PROCESS)
         self._thread.start()
