@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import shutil
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,10 +27,36 @@ from tests.sweeps.test_sweeps import start, table, wait_for_checkpoint
 SUBMITIT = "hydra/launcher=submitit_local"
 
 
-@pytest.fixture
-def grid(text_file: Path) -> list[str]:
-    options = ["checkpoint.every_steps=5", "trainer.max_epochs=30", "trainer.threads=1"]
-    return ["seed=1,2", *SMALL[:-1], "data=text", f"data.path={text_file}", "data.bptt=8", *options]
+OPTIONS = ["checkpoint.every_steps=5", "trainer.max_epochs=30", "trainer.threads=1", "data=text", "data.bptt=8"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text."""
+    folder = tmp_path_factory.mktemp("launchers")
+    rng = random.Random(0)
+    (folder / "text.txt").write_text("".join(rng.choice("abcd efgh") for _ in range(2000)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grid(here: Path) -> list[str]:
+    return ["seed=1,2", *SMALL[:-1], f"data.path={here}/text.txt", *OPTIONS]
+
+
+@pytest.fixture(scope="module")
+def unbroken(here: Path, grid: list[str]) -> Path:
+    """The sweep as it is without interruption, one job after the other."""
+    sweep = here / "sweep"
+    done = program("train.py", "-m", *grid, f"hydra.sweep.dir={sweep}", env=environment(here))
+    assert done.status == 0, done
+    return sweep
+
+
+def assert_same(sweep: Path, unbroken: Path) -> None:
+    for run in ("0_gru_text", "1_gru_text"):
+        assert differences(unbroken / run, sweep / run) == []
+    assert [{**row, "seconds": ""} for row in table(sweep)] == [{**row, "seconds": ""} for row in table(unbroken)]
 
 
 def processes(*words: str) -> list[int]:
@@ -39,9 +73,12 @@ def processes(*words: str) -> list[int]:
 
 
 def job_process(sweep: Path, number: int) -> int:
-    """The process of a job that submitit has started."""
-    for process in processes("submitit.core._submit", str(sweep)):
-        held = [os.readlink(file) for file in Path(f"/proc/{process}/fd").glob("*") if file.exists()]
+    """The process of a job, which holds its lock."""
+    for process in processes():
+        held = []
+        for file in Path(f"/proc/{process}/fd").glob("*"):
+            with suppress(OSError):
+                held.append(os.readlink(file))
         if str(sweep / f".jobs/{number}.lock") in held:
             return process
     raise AssertionError(f"job {number} does not run")
@@ -54,13 +91,9 @@ def wait_until_gone(*words: str) -> None:
         time.sleep(0.05)
 
 
-def unbroken(grid: list[str], tmp_path: Path) -> Path:
-    sweep = tmp_path / "unbroken/sweep"
-    assert program("train.py", "-m", *grid, f"hydra.sweep.dir={sweep}", env=environment(tmp_path)).status == 0
-    return sweep
-
-
-def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(grid: list[str], tmp_path: Path) -> None:
+def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(
+    grid: list[str], unbroken: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
     process = start(*grid, SUBMITIT, f"hydra.sweep.dir={sweep}", tmp_path=tmp_path)
@@ -81,13 +114,12 @@ def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(grid
     assert processes(str(sweep)) == []
     done = program("train.py", "-m", f"resume={sweep}", "hydra/launcher=basic", env=environment(tmp_path))
     assert done.status == 0, done
-    whole = unbroken(grid, tmp_path)
-    for run in ("0_gru_text", "1_gru_text"):
-        assert differences(whole / run, sweep / run) == []
-    assert [{**row, "seconds": ""} for row in table(sweep)] == [{**row, "seconds": ""} for row in table(whole)]
+    assert_same(sweep, unbroken)
 
 
-def test_a_stopped_and_then_killed_sweep_leaves_no_process_and_goes_on(grid: list[str], tmp_path: Path) -> None:
+def test_a_stopped_and_then_killed_sweep_leaves_no_process_and_goes_on(
+    grid: list[str], unbroken: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
     process = start(*grid, SUBMITIT, f"hydra.sweep.dir={sweep}", tmp_path=tmp_path)
@@ -110,11 +142,85 @@ def test_a_stopped_and_then_killed_sweep_leaves_no_process_and_goes_on(grid: lis
     wait_until_gone(str(sweep))
     done = program("train.py", "-m", f"resume={sweep}", "hydra/launcher=basic", env=environment(tmp_path))
     assert done.status == 0, done
-    whole = unbroken(grid, tmp_path)
-    for run in ("0_gru_text", "1_gru_text"):
-        assert differences(whole / run, sweep / run) == []
+    assert_same(sweep, unbroken)
 
 
 def epochs_of(sweep: Path) -> list[int]:
     """How many epochs each job has ended."""
     return [record.epoch for record in SweepFolder(sweep).records().values()]
+
+
+def tree(process: int) -> list[int]:
+    """A process and all that it has started."""
+    found = [process]
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [other for child in file.read_text().split() for other in tree(int(child))]
+    return found
+
+
+def kill(node: subprocess.Popen[bytes]) -> None:
+    """All processes of a Ray node at once, as if its machine were gone."""
+    for process in tree(node.pid):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    node.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The address and the nodes of a Ray cluster: a head and a worker, a core each, in another folder than ours."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    port = address.rpartition(":")[2]
+    temporary = tempfile.mkdtemp(prefix="ray")  # a short path, for sockets
+    first = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temporary}"]
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=80000000", "--block"]
+    nodes = []
+    try:
+        for kind in (first, [f"--address={address}"]):
+            arguments = [sys.executable, "-m", "ray.scripts.scripts", "start", *kind, *common, "--disable-usage-stats"]
+            env = {**os.environ, "PYTHONPATH": str(ROOT)}
+            with (tmp_path / "ray.log").open("ab") as log:
+                nodes.append(subprocess.Popen(arguments, cwd=tmp_path, env=env, stdout=log, stderr=log))
+            deadline = time.monotonic() + 60
+            while (tmp_path / "ray.log").read_bytes().count(b"Ray runtime started") < len(nodes):
+                assert time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
+                time.sleep(0.1)
+        yield address, nodes
+    finally:
+        for node in nodes:
+            kill(node)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_jobs_of_a_killed_ray_node_go_on_elsewhere(
+    grid: list[str], unbroken: Path, tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    address, (_, worker) = cluster
+    sweep = tmp_path / "sweep"
+    ray = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]
+    process = start(*grid, *ray, f"hydra.sweep.dir={os.path.relpath(sweep, ROOT)}", tmp_path=tmp_path)
+    for number in (0, 1):
+        wait_for_checkpoint(sweep, number)
+    on_worker = [number for number in (0, 1) if job_process(sweep, number) in tree(worker.pid)]
+    assert len(on_worker) == 1  # the other one is on the head
+    kill(worker)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0 and err == "", err
+    logs = [(sweep / f"{number}_gru_text/train.log").read_text() for number in (0, 1)]
+    assert [number for number in (0, 1) if "from last.ckpt" in logs[number]] == on_worker
+    assert_same(sweep, unbroken)
+
+
+def test_a_ray_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    ray = ["hydra/launcher=ray", "hydra.launcher.ray.init.address=127.0.0.1:9"]
+    began = time.monotonic()
+    done = program("train.py", "-m", "seed=1,2", *ray, cwd=tmp_path, env=environment(tmp_path))
+    assert done.is_refusal(
+        "hydra.launcher.ray.init.address=127.0.0.1:9: no Ray cluster answers there", "ray start --head"
+    )
+    assert time.monotonic() < began + 30 and not list(tmp_path.glob("sweeps/*"))
