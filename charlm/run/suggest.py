@@ -27,7 +27,11 @@ FLAGS = (  # Hydra's: https://hydra.cc/docs/advanced/hydra-command-line-flags
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
     *("-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd"),
 )
-EXTRAS = {"joblib": "sweep", "ray": "ray", "submitit": "slurm"}  # what has to be installed for Hydra's launchers and sweepers
+EXTRAS = {
+    "joblib": "sweep",
+    "ray": "ray",
+    "submitit": "slurm",
+}  # what has to be installed for Hydra's launchers and sweepers
 OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,20 @@ def jobs_at_once(launcher: Mapping[str, Any], count: int) -> int:
         raise UsageError("hydra.launcher.n_jobs=0 runs nothing: give the number of jobs at once, or -1 for all cores")
     at_once = 1 if asked is None else int(asked) if asked > 0 else cores() + 1 + int(asked)
     return max(1, min(at_once, count or at_once))
+
+
+def check_launcher(launcher: Mapping[str, Any]) -> None:
+    """Raise UsageError for what the launcher would refuse for every job."""
+    if kind(launcher) == "SlurmLauncher" and shutil.which("srun") is None:
+        raise UsageError(
+            "hydra/launcher=submitit_slurm needs a cluster, and there is no srun here: start it where srun is, or use "
+            "hydra/launcher=submitit_local"
+        )
+    if kind(launcher) == "LocalLauncher" and launcher["nodes"] != 1:
+        raise UsageError(f"hydra.launcher.nodes={launcher['nodes']}: this machine is one, leave it out")
+    if (each := cores_each(launcher)) is not None and each <= 0:
+        name = "ray.remote.num_cpus" if kind(launcher) == "RayLauncher" else "cpus_per_task"
+        raise UsageError(f"hydra.launcher.{name}={each:g} runs nothing: give the number of cores for each job")
 
 
 def threads_each(launcher: Mapping[str, Any], at_once: int) -> int | None:

@@ -29,7 +29,7 @@ from charlm.sweeps import results
 from charlm.sweeps.command import split
 from charlm.sweeps.folder import PROCESS, JobRecord, SweepFolder, this_process
 from charlm.sweeps.launchers import each_on_its_own
-from charlm.sweeps.planning import check_jobs, jobs, jobs_at_once, threads_each
+from charlm.sweeps.planning import check_jobs, check_launcher, jobs, jobs_at_once, threads_each
 from charlm.sweeps.tables import final_table, live_table, seeds_table
 from charlm.training.interrupt import Interrupted, handled_by
 
@@ -104,6 +104,7 @@ class Session:
             )
         search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
         check_jobs(str(config.hydra.job.config_name), search, made)
+        check_launcher(config.hydra.launcher)
         at_once = jobs_at_once(config.hydra.launcher, len(made))
         # They decide about the number of threads, and so about the last bits of the results.
         shares = {"parallel": at_once, "threads": threads_each(config.hydra.launcher, at_once)}

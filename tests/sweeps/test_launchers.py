@@ -15,10 +15,15 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 
+from charlm.run.compose import cores
+from charlm.run.suggest import explain
 from charlm.sweeps.folder import SweepFolder
+from charlm.sweeps.planning import jobs_at_once, threads_each
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL
 from tests.programs import environment, program
@@ -224,3 +229,46 @@ def test_a_ray_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> 
         "hydra.launcher.ray.init.address=127.0.0.1:9: no Ray cluster answers there", "ray start --head"
     )
     assert time.monotonic() < began + 30 and not list(tmp_path.glob("sweeps/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["hydra/launcher=submitit_slurm"], ["submitit_slurm needs a cluster, and there is no srun here"]),
+        ([SUBMITIT, "hydra.launcher.nodes=2"], ["hydra.launcher.nodes=2: this machine is one"]),
+        ([SUBMITIT, "hydra.launcher.cpus_per_task=0"], ["hydra.launcher.cpus_per_task=0 runs nothing"]),
+    ],
+)
+def test_what_submitit_cannot_start_is_refused_at_once(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    done = program("train.py", "-m", "seed=1,2", *arguments, cwd=tmp_path, env=environment(tmp_path))
+    assert done.is_refusal(*words) and not list(tmp_path.glob("sweeps/*"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "count", "at_once", "threads"),
+    [
+        ({"_target_": "a.LocalLauncher", "cpus_per_task": None}, 9, cores(), 1 if cores() > 1 else None),
+        ({"_target_": "a.LocalLauncher", "cpus_per_task": None}, 1, 1, None),
+        ({"_target_": "a.LocalLauncher", "cpus_per_task": 2 * cores()}, 9, 1, 2 * cores()),
+        ({"_target_": "a.SlurmLauncher", "cpus_per_task": 4}, 9, 1, 4),
+        ({"_target_": "a.SlurmLauncher", "cpus_per_task": None}, 9, 1, None),
+        ({"_target_": "a.RayLauncher", "ray": {"remote": {}}}, 9, cores(), 1),
+        ({"_target_": "a.RayLauncher", "ray": {"remote": {"num_cpus": cores()}}}, 9, 1, cores()),
+        ({"_target_": "a.BasicLauncher"}, 9, 1, None),
+    ],
+)
+def test_each_job_has_as_many_threads_as_its_launcher_reserves(
+    launcher: dict[str, Any], count: int, at_once: int, threads: int | None
+) -> None:
+    assert jobs_at_once(launcher, count) == at_once and threads_each(launcher, at_once) == threads
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("submitit_slurm", "slurm"), ("submitit_local", "slurm"), ("ray", "ray")]
+)
+def test_the_extra_of_a_launcher_is_named(launcher: str, extra: str) -> None:
+    message = f"Could not find 'hydra/launcher/{launcher}'\n\nAvailable options in 'hydra/launcher':\n\tbasic"
+    assert explain(HydraException(message)) == (
+        f"there is no hydra/launcher={launcher}: install it with pip install -e '.[{extra}]'"
+    )
