@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from hydra.errors import HydraException
 
+from charlm.errors import UsageError
 from charlm.run.compose import cores
 from charlm.run.suggest import explain
 from charlm.sweeps.folder import SweepFolder
-from charlm.sweeps.planning import jobs_at_once, threads_each
+from charlm.sweeps.planning import check_launcher, jobs_at_once, threads_each
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL
 from tests.programs import environment, program
@@ -32,7 +33,7 @@ from tests.sweeps.test_sweeps import start, table, wait_for_checkpoint
 SUBMITIT = "hydra/launcher=submitit_local"
 
 
-OPTIONS = ["checkpoint.every_steps=5", "trainer.max_epochs=30", "trainer.threads=1", "data=text", "data.bptt=8"]
+OPTIONS = ["checkpoint.every_steps=5", "trainer.max_epochs=20", "trainer.threads=1", "data=text", "data.bptt=8"]
 
 
 @pytest.fixture(scope="module")
@@ -232,17 +233,30 @@ def test_a_ray_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("launcher", "words"),
     [
-        (["hydra/launcher=submitit_slurm"], ["submitit_slurm needs a cluster, and there is no srun here"]),
-        ([SUBMITIT, "hydra.launcher.nodes=2"], ["hydra.launcher.nodes=2: this machine is one"]),
-        ([SUBMITIT, "hydra.launcher.cpus_per_task=0"], ["hydra.launcher.cpus_per_task=0 runs nothing"]),
+        ({"_target_": "a.SlurmLauncher"}, "submitit_slurm needs a cluster, and there is no srun here"),
+        ({"_target_": "a.LocalLauncher", "nodes": 2}, "hydra.launcher.nodes=2: this machine is one"),
+        (
+            {"_target_": "a.LocalLauncher", "nodes": 1, "cpus_per_task": 0},
+            "hydra.launcher.cpus_per_task=0 runs nothing",
+        ),
+        ({"_target_": "a.RayLauncher", "ray": {"remote": {"num_cpus": 0}}}, "ray.remote.num_cpus=0 runs nothing"),
     ],
 )
-def test_what_submitit_cannot_start_is_refused_at_once(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+def test_what_a_launcher_would_refuse_for_every_job_is_refused_at_once(
+    launcher: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match=re.escape(words)):
+        check_launcher(launcher)
+
+
+def test_a_refused_sweep_leaves_no_folder(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    done = program("train.py", "-m", "seed=1,2", *arguments, cwd=tmp_path, env=environment(tmp_path))
-    assert done.is_refusal(*words) and not list(tmp_path.glob("sweeps/*"))
+    options = ["seed=1,2", SUBMITIT, "hydra.launcher.nodes=2"]
+    done = program("train.py", "-m", *options, cwd=tmp_path, env=environment(tmp_path))
+    assert done.is_refusal("hydra.launcher.nodes=2") and not list(tmp_path.glob("sweeps/*"))
 
 
 @pytest.mark.parametrize(
