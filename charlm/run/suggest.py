@@ -150,6 +150,8 @@ def unknown(name: str) -> str:
     if where := [choice for choice in option_names().get(name, []) if choice]:
         sets = "sets it" if len(where) == 1 else "set it"
         return f"{name} is not set by the chosen configs: {', '.join(where)} {sets}, or write +{name}=VALUE"
+    if name.startswith("hydra."):
+        return f"{name} is not among Hydra's options here: write +{name}=VALUE to add it"
     section = next((section for section in OPEN if name.startswith(f"{section}.")), None)
     close = nearest(name) or ""
     same = close.startswith(f"{section}.") or close.rpartition(".")[2] == name.rpartition(".")[2]

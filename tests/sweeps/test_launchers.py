@@ -254,9 +254,13 @@ def test_what_a_launcher_would_refuse_for_every_job_is_refused_at_once(
 
 def test_a_refused_sweep_leaves_no_folder(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    options = ["seed=1,2", SUBMITIT, "hydra.launcher.nodes=2"]
-    done = program("train.py", "-m", *options, cwd=tmp_path, env=environment(tmp_path))
-    assert done.is_refusal("hydra.launcher.nodes=2") and not list(tmp_path.glob("sweeps/*"))
+    for option, words in {
+        "nodes=2": "nodes=2: this machine is one",
+        "nonsense=2": "write +hydra.launcher.nons",
+    }.items():
+        options = ["seed=1,2", SUBMITIT, f"hydra.launcher.{option}"]
+        done = program("train.py", "-m", *options, cwd=tmp_path, env=environment(tmp_path))
+        assert done.is_refusal(words) and not list(tmp_path.glob("sweeps/*"))
 
 
 @pytest.mark.parametrize(
