@@ -6,6 +6,7 @@ all at once on a machine that has room for a few.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,14 +24,14 @@ from charlm.sweeps.ray_cluster import connected
 
 # What submitit and Ray raise for a process that is gone, and Ray for a machine.
 GONE = {"UncompletedJobError", "WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError"}
-Killed = Callable[[int, str], None]  # is told the number of a job whose process is gone, and a sentence
+Killed = Callable[[int, list[str], str], None]  # is told of a job whose process is gone: number, overrides, why
 
 
 class OneByOne(Launcher):
     """Gives each job to `launcher` on its own, so many `at_once` (None: all), and goes on without those that fail."""
 
-    def __init__(self, launcher: Launcher, at_once: int | None, killed: Killed) -> None:
-        self.launcher, self.at_once, self.killed = launcher, at_once, killed
+    def __init__(self, launcher: Launcher, at_once: int | None, killed: Killed, stopping: Callable[[], bool]) -> None:
+        self.launcher, self.at_once, self.killed, self.stopping = launcher, at_once, killed, stopping
 
     def setup(self, **given: Any) -> None:
         """Nothing: `launcher` is ready."""
@@ -42,12 +43,14 @@ class OneByOne(Launcher):
             return pool.starmap(self.launch_one, numbered, chunksize=1)
 
     def launch_one(self, number: int, overrides: Sequence[str]) -> JobReturn:
-        """Run one job."""
+        """Run one job, unless the sweep is stopping."""
+        if self.stopping():
+            return JobReturn(overrides=overrides, _return_value=math.nan, status=JobStatus.COMPLETED)
         try:
             return self.launcher.launch([overrides], number)[0]
         except Exception as error:
-            self.killed(number, sentence(error))
-            return JobReturn(overrides=overrides, _return_value=float("inf"), status=JobStatus.COMPLETED)
+            self.killed(number, list(overrides), sentence(error))
+            return JobReturn(overrides=overrides, _return_value=math.inf, status=JobStatus.COMPLETED)
 
 
 def sentence(error: Exception) -> str:
@@ -59,11 +62,12 @@ def sentence(error: Exception) -> str:
 
 def keep_to_ourselves() -> None:
     """Processes that this thread starts do not get Ctrl-C, with which submitit would kill their jobs."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
 
 
 @contextmanager
-def each_on_its_own(launcher: DictConfig, killed: Killed) -> Iterator[None]:
+def each_on_its_own(launcher: DictConfig, killed: Killed, stopping: Callable[[], bool]) -> Iterator[None]:
     """Wrap the launcher that Hydra makes in `OneByOne` if it is one of submitit's or Ray's.
 
     Raises UsageError if there is no Ray cluster.
@@ -78,7 +82,7 @@ def each_on_its_own(launcher: DictConfig, killed: Killed) -> Iterator[None]:
         return
     plugins: Any = Plugins.instance()
     instantiate = plugins.instantiate_launcher
-    plugins.instantiate_launcher = lambda **given: OneByOne(instantiate(**given), at_once[name], killed)
+    plugins.instantiate_launcher = lambda **given: OneByOne(instantiate(**given), at_once[name], killed, stopping)
     try:
         with connected(launcher.ray.init) if name == "RayLauncher" else nullcontext():
             yield

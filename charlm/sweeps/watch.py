@@ -70,7 +70,7 @@ class Session:
         with self.console.status("checking the settings of all jobs"):
             self.command = self._command(config)
         self._handlers = ExitStack()
-        self._handlers.enter_context(each_on_its_own(config.hydra.launcher, self.killed))
+        self._handlers.enter_context(each_on_its_own(config.hydra.launcher, self.killed, self.sweep.stopping))
         # On other machines, jobs may begin in other folders.
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.sweep.path))}")
         self.lock = FileLock(self.sweep.jobs / "lock", timeout=2)
@@ -134,10 +134,10 @@ class Session:
             found.setdefault(number, JobRecord(number, overrides, "", model=model))
         return [found[number] for number in sorted(found)]
 
-    def killed(self, number: int, sentence: str) -> None:
+    def killed(self, number: int, overrides: list[str], sentence: str) -> None:
         """Note that the process of a job is gone before the job ended."""
-        record = self.records()[number]
         if not self.sweep.stopping():
+            record = self.sweep.read(number) or JobRecord(number, overrides, "")
             record.status, record.error = "failed", sentence
             self.sweep.write(record)
 

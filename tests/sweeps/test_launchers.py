@@ -12,18 +12,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 
 from charlm.errors import UsageError
 from charlm.run.compose import cores
 from charlm.run.suggest import explain
 from charlm.sweeps.folder import SweepFolder
+from charlm.sweeps.launchers import OneByOne
 from charlm.sweeps.planning import check_launcher, jobs_at_once, threads_each
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL
@@ -232,6 +235,29 @@ def test_a_ray_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> 
     assert time.monotonic() < began + 30 and not list(tmp_path.glob("sweeps/*"))
 
 
+class Recorder(Launcher):
+    """Starts nothing; the first job of its sweep, which runs alone, is killed."""
+
+    def __init__(self) -> None:
+        self.launched: list[int] = []
+
+    def setup(self, **given: Any) -> None: ...
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        self.launched.append(initial_job_idx)
+        if initial_job_idx == 3:
+            raise RuntimeError("a sentence\nand more")
+        return [JobReturn(_return_value=1.5, status=JobStatus.COMPLETED)]
+
+
+def test_the_jobs_after_a_lost_one_run_and_none_after_the_sweep_was_stopped() -> None:
+    killed, recorder = [], Recorder()
+    each = OneByOne(recorder, 1, lambda *what: killed.append(what), lambda: len(recorder.launched) == 3)
+    returned = each.launch([[f"seed={n}"] for n in range(5)], 3)
+    assert recorder.launched == [3, 4, 5] and killed == [(3, ["seed=0"], "a sentence")]
+    assert repr([job.return_value for job in returned]) == "[inf, 1.5, 1.5, nan, nan]"
+
+
 @pytest.mark.parametrize(
     ("launcher", "words"),
     [
@@ -255,7 +281,7 @@ def test_what_a_launcher_would_refuse_for_every_job_is_refused_at_once(
 def test_a_refused_sweep_leaves_no_folder(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     for option, words in {
-        "nodes=2": "nodes=2: this machine is one",
+        "nodes=2": "this machine is one",
         "nonsense=2": "write +hydra.launcher.nons",
     }.items():
         options = ["seed=1,2", SUBMITIT, f"hydra.launcher.{option}"]
