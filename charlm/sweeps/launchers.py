@@ -47,7 +47,10 @@ class OneByOne(Launcher):
         if self.stopping():
             return JobReturn(overrides=overrides, _return_value=math.nan, status=JobStatus.COMPLETED)
         try:
-            return self.launcher.launch([overrides], number)[0]
+            (job,) = self.launcher.launch([overrides], number)
+            if job.status == JobStatus.FAILED:  # before it could note that itself, as without our disk
+                raise job._return_value
+            return job
         except Exception as error:
             self.killed(number, list(overrides), sentence(error))
             return JobReturn(overrides=overrides, _return_value=math.inf, status=JobStatus.COMPLETED)

@@ -236,7 +236,7 @@ def test_a_ray_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> 
 
 
 class Recorder(Launcher):
-    """Starts nothing; the first job of its sweep, which runs alone, is killed."""
+    """Starts nothing; the first job is killed, and the second one fails before it has begun."""
 
     def __init__(self) -> None:
         self.launched: list[int] = []
@@ -247,15 +247,17 @@ class Recorder(Launcher):
         self.launched.append(initial_job_idx)
         if initial_job_idx == 3:
             raise RuntimeError("a sentence\nand more")
+        if initial_job_idx == 4:
+            return [JobReturn(_return_value=OSError("no disk"), status=JobStatus.FAILED)]
         return [JobReturn(_return_value=1.5, status=JobStatus.COMPLETED)]
 
 
-def test_the_jobs_after_a_lost_one_run_and_none_after_the_sweep_was_stopped() -> None:
+def test_the_jobs_after_lost_ones_run_and_none_after_the_sweep_was_stopped() -> None:
     killed, recorder = [], Recorder()
     each = OneByOne(recorder, 1, lambda *what: killed.append(what), lambda: len(recorder.launched) == 3)
     returned = each.launch([[f"seed={n}"] for n in range(5)], 3)
-    assert recorder.launched == [3, 4, 5] and killed == [(3, ["seed=0"], "a sentence")]
-    assert repr([job.return_value for job in returned]) == "[inf, 1.5, 1.5, nan, nan]"
+    assert recorder.launched == [3, 4, 5] and killed == [(3, ["seed=0"], "a sentence"), (4, ["seed=1"], "no disk")]
+    assert repr([job.return_value for job in returned]) == "[inf, inf, 1.5, nan, nan]"
 
 
 @pytest.mark.parametrize(
