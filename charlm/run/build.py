@@ -150,7 +150,7 @@ def check_size(spec: dict[str, Any], vocab_size: int, trust: Iterable[str] | Non
         raise
     needed, available = 8 * count, memory() / parallel  # weights and gradients, four bytes each
     if needed > available:
-        each, fewer = (f" for each of {parallel} jobs", ", or hydra.launcher.n_jobs") if parallel > 1 else ("", "")
+        each, fewer = (f" for each of {parallel} jobs", ", or the number of jobs at once") if parallel > 1 else ("", "")
         raise UsageError(
             f"model: {count:,} parameters need {needed / 1e9:,.1f} GB to train, but there are only "
             f"{available / 1e9:,.1f} GB{each}: lower model.hidden_size, model.embedding_size or model.layers{fewer}"

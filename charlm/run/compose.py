@@ -79,14 +79,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def with_own_share(settings: Settings, parallel: int) -> Settings:
-    """`settings` with the threads that one of `parallel` jobs gets, unless the user has chosen a number.
+def with_own_threads(settings: Settings, threads: int | None) -> Settings:
+    """`settings` with the threads that a job gets which shares its machine, unless the user has chosen a number.
 
     With PyTorch's default, one thread per core for each job, they would slow each other down many times.
     """
-    if parallel == 1 or settings.trainer.threads is not None:
+    if threads is None or settings.trainer.threads is not None:
         return settings
-    trainer = settings.trainer.model_copy(update={"threads": max(1, cores() // parallel)})
+    trainer = settings.trainer.model_copy(update={"threads": threads})
     return settings.model_copy(update={"trainer": trainer})
 
 

@@ -26,7 +26,11 @@ FLAGS = (  # Hydra's: https://hydra.cc/docs/advanced/hydra-command-line-flags
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
     *("-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd"),
 )
-EXTRAS = {"joblib": "sweep"}  # what has to be installed for Hydra's launchers and sweepers
+EXTRAS = {
+    "joblib": "sweep",
+    "ray": "ray",
+    "submitit": "slurm",
+}  # what has to be installed for Hydra's launchers and sweepers
 OPEN = ("model", "optimizer", "schedule.scheduler", "trainer", "logger", "callbacks")  # their classes take more options
 
 
@@ -145,6 +149,8 @@ def unknown(name: str) -> str:
     if where := [choice for choice in option_names().get(name, []) if choice]:
         sets = "sets it" if len(where) == 1 else "set it"
         return f"{name} is not set by the chosen configs: {', '.join(where)} {sets}, or write +{name}=VALUE"
+    if name.startswith("hydra."):
+        return f"{name} is not among Hydra's options here: write +{name}=VALUE to add it"
     section = next((section for section in OPEN if name.startswith(f"{section}.")), None)
     close = nearest(name) or ""
     same = close.startswith(f"{section}.") or close.rpartition(".")[2] == name.rpartition(".")[2]

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from charlm.checkpoint.paths import quoted
@@ -91,8 +90,9 @@ def unfinished(top: str, option: str, keys: Set[str], **same: list[str]) -> list
     """The override of `option` that resumes the latest unfinished sweep or search in `top` with the `same` command."""
     for found in sorted(Path(top).glob("*/.jobs/sweep.json"), reverse=True):
         path = found.parents[1]
-        command = SweepFolder(path).command(keys)
-        if command and not command["ended"] and all(command[k] == v for k, v in same.items()) and not locked(path):
+        folder = SweepFolder(path)
+        command = folder.command(keys)
+        if command and not command["ended"] and all(command[k] == v for k, v in same.items()) and not folder.locked():
             note = f"resuming {path}, which is not finished ({option}=FOLDER starts anew)"
             print(note, file=sys.stderr, flush=True)  # before the live table is drawn
             return [f"{option}={quoted(str(path))}"]
@@ -111,12 +111,3 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         flags.insert(0, "-m")
     hydra = [override for override in overrides if option_of(override).startswith(("hydra.", "hydra/"))]
     return flags, hydra, [override for override in overrides if override not in hydra]
-
-
-def locked(path: Path) -> bool:
-    """Whether another process runs the sweep in `path`."""
-    try:
-        with FileLock(path / ".jobs/lock", timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from collections.abc import Set
 from contextlib import suppress
@@ -14,15 +15,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from charlm.checkpoint.storage import replace_file
 from charlm.errors import UsageError
 
 Status = Literal["waiting", "running", "finished", "pruned", "diverged", "failed", "interrupted"]
+PROCESS = "CHARLM_SWEEP_PROCESS"  # the environment variable that tells a job's process which one has begun it
 LOOK = 1.0  # seconds between two looks at the disk, for what is asked at every training step
 
 # What sweep.json says of a sweep: its overrides, those of Hydra itself, Hydra's flags, the overrides of each job, how
-# many jobs run at once, the process that runs it, and whether all jobs are finished.
-SWEEP = frozenset({"overrides", "hydra", "flags", "jobs", "parallel", "pid", "ended"})
+# many jobs run at once on a machine and with how many threads each, the process that runs it, and whether all jobs are
+# finished.
+SWEEP = frozenset({"overrides", "hydra", "flags", "jobs", "parallel", "threads", "process", "ended"})
 # And of a search: its overrides, its options, and whether all trials have ended.
 SEARCH = frozenset({"overrides", "options", "ended"})
 
@@ -52,10 +57,13 @@ class JobRecord:
 
 
 class SweepFolder:
-    """The files of a sweep or a search below ``.jobs/`` in its folder."""
+    """The files of a sweep or a search below ``.jobs/`` in its folder.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.jobs = path, path / ".jobs"
+    `process` runs it, as a job knows that has been begun by it: when it is gone, the job shall stop.
+    """
+
+    def __init__(self, path: Path, process: str | None = None) -> None:
+        self.path, self.jobs, self.process = path, path / ".jobs", process
         self._looked, self._stopping = -LOOK, False
 
     def write_command(self, command: dict[str, Any]) -> None:
@@ -96,10 +104,25 @@ class SweepFolder:
             file.write(str(signal))
 
     def stopping(self) -> bool:
-        """Whether somebody called `stop`, as of a moment ago."""
+        """Whether somebody called `stop`, or the sweep's process is gone, as of a moment ago."""
         if not self._stopping and time.monotonic() >= self._looked + LOOK:
-            self._stopping, self._looked = (self.jobs / "stop").exists(), time.monotonic()
+            self._stopping, self._looked = (self.jobs / "stop").exists() or self._left(), time.monotonic()
         return self._stopping
+
+    def _left(self) -> bool:
+        """Whether `process` is gone. On another machine, it counts as gone when another one runs the sweep."""
+        if self.process is None or (command := self.command()) is None:
+            return False
+        here = self.process.rpartition(":")[0] == platform.node()
+        return command["process"] != self.process or (here and not self.locked())
+
+    def locked(self) -> bool:
+        """Whether a process on this machine runs the sweep."""
+        try:
+            with FileLock(self.jobs / "lock", timeout=0.1):  # a job may look as well
+                return False
+        except (Timeout, OSError):
+            return True
 
     def stopped_by(self) -> int | None:
         """The signal for which the sweep was stopped, or None."""
@@ -110,6 +133,11 @@ class SweepFolder:
         """Take back `stop`."""
         (self.jobs / "stop").unlink(missing_ok=True)
         self._stopping, self._looked = False, -LOOK
+
+
+def this_process() -> str:
+    """The name of this process among those of all machines."""
+    return f"{platform.node()}:{os.getpid()}"
 
 
 def open_sweep(path: Path) -> dict[str, Any]:

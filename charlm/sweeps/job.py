@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import os
+import platform
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +19,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from charlm.checkpoint.paths import model_name
-from charlm.run.compose import Job, job_from_hydra, with_own_share
+from charlm.errors import first_line
+from charlm.run.compose import Job, job_from_hydra, with_own_threads
 from charlm.run.settings import Settings
 from charlm.run.tasks import perform
 from charlm.sweeps import watch
-from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.folder import PROCESS, JobRecord, SweepFolder, this_process
+from charlm.sweeps.preemption import Preemption
 from charlm.sweeps.recording import recorded
 from charlm.training.interrupt import Interrupted
 
@@ -38,7 +40,10 @@ def perform_job(config: DictConfig) -> float:
     for one that was stopped.
     """
     hydra = HydraConfig.get()
-    sweep, stopping = in_this_process(Path(hydra.runtime.cwd, hydra.sweep.dir))
+    if watch.session is None and not hydra.job.chdir:  # Ray begins jobs elsewhere
+        os.chdir(hydra.runtime.cwd)
+    sweep = in_this_process(Path(hydra.runtime.cwd, hydra.sweep.dir))
+    preemption = Preemption()
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     number, folder = int(hydra.job.num), Path(os.path.relpath(hydra.runtime.output_dir))
     record = JobRecord(
@@ -54,10 +59,14 @@ def perform_job(config: DictConfig) -> float:
     same = earlier if earlier and (earlier.settings, earlier.folder) == (record.settings, record.folder) else None
     if same and same.status == "finished" and ((folder / "summary.json").is_file() or config.task != "train"):
         return math.nan if same.nats is None else same.nats
-    if stopping():
+    if sweep.stopping():
         with suppress(OSError):  # Hydra made it
             folder.rmdir()
         return math.nan
+
+    def stopping() -> bool:
+        return bool(preemption.number) or sweep.stopping()
+
     value = math.inf
     try:
         with FileLock(sweep.jobs / f"{number}.lock", timeout=PATIENCE):
@@ -78,22 +87,35 @@ def perform_job(config: DictConfig) -> float:
         with suppress(OSError):
             sweep.write(record)
     except Interrupted as interrupted:
-        sweep.stop(interrupted.number)
+        if not preemption.number:
+            sweep.stop(interrupted.number)
+        elif not sweep.stopping():
+            try:
+                preemption.requeue()
+            except Exception as error:
+                more = "set hydra.launcher.timeout_min or, on a cluster, hydra.launcher.max_num_timeout"
+                record.status, record.error = "failed", f"{first_line(error).rstrip('.')}: {more}"
+                with suppress(OSError):
+                    sweep.write(record)
+                return math.inf
         return math.nan
     return value
 
 
-def in_this_process(path: Path) -> tuple[SweepFolder, Callable[[], bool]]:
-    """The sweep as this process sees it, and whether a job in it shall stop.
+def in_this_process(path: Path) -> SweepFolder:
+    """The sweep as this process sees it.
 
-    In the process that runs the sweep, a signal counts at once. A worker leaves Ctrl-C, which it gets as well, to that
-    process; stops when it is gone; and passes other signals on.
+    In the process that runs the sweep, a signal counts at once. A worker that it has started leaves Ctrl-C, which it
+    gets as well, to that process, and passes other signals on. Those of submitit and Ray are left to them.
     """
     if watch.session is not None:
-        return watch.session.sweep, watch.session.sweep.stopping
+        return watch.session.sweep
     sweep = SweepFolder(path)
     if not in_worker(sweep):
-        return sweep, sweep.stopping
+        return sweep
+    sweep = SweepFolder(path, os.environ.get(PROCESS) or (sweep.command() or {})["process"])
+    if sweep.process != f"{platform.node()}:{os.getppid()}":
+        return sweep
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         sweep.stop(number)
@@ -101,20 +123,19 @@ def in_this_process(path: Path) -> tuple[SweepFolder, Callable[[], bool]]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
-    parent = os.getppid()
-    return sweep, lambda: sweep.stopping() or os.getppid() != parent
+    return sweep
 
 
 def in_worker(sweep: SweepFolder) -> bool:
     """Whether another process than the one that runs the sweep has begun this job."""
     command = sweep.command()
-    return command is not None and command["pid"] != os.getpid()
+    return command is not None and command["process"] != this_process()
 
 
 def shared(settings: Settings, job: Job, sweep: SweepFolder) -> tuple[Settings, Job]:
     """The settings and the job with their share of the machine, which is that of the sweep when it began."""
-    parallel = (sweep.command() or {"parallel": 1})["parallel"]
-    return with_own_share(settings, parallel), replace(job, parallel=parallel)
+    command = sweep.command() or {"parallel": 1, "threads": None}
+    return with_own_threads(settings, command["threads"]), replace(job, parallel=command["parallel"])
 
 
 def fingerprint(config: DictConfig) -> str:

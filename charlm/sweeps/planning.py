@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,50 @@ def check_jobs(name: str, search: list[str], jobs: list[list[str]]) -> None:
 
 def jobs_at_once(launcher: Mapping[str, Any], count: int) -> int:
     """How many of `count` jobs the launcher runs at once on this machine. Raises UsageError for none."""
-    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
-        return 1
     from charlm.run.compose import cores
 
+    name, each = kind(launcher), cores_each(launcher) or 1
+    if name in ("LocalLauncher", "RayLauncher"):
+        return max(1, min(int(cores() // each), count or cores()))
+    if name != "JoblibLauncher":
+        return 1
     asked = launcher.get("n_jobs")
     if asked == 0:
         raise UsageError("hydra.launcher.n_jobs=0 runs nothing: give the number of jobs at once, or -1 for all cores")
     at_once = 1 if asked is None else int(asked) if asked > 0 else cores() + 1 + int(asked)
     return max(1, min(at_once, count or at_once))
+
+
+def check_launcher(launcher: Mapping[str, Any]) -> None:
+    """Raise UsageError for what the launcher would refuse for every job."""
+    if kind(launcher) == "SlurmLauncher" and shutil.which("srun") is None:
+        raise UsageError(
+            "hydra/launcher=submitit_slurm needs a cluster, and there is no srun here: start it where srun is, or use "
+            "hydra/launcher=submitit_local"
+        )
+    if kind(launcher) == "LocalLauncher" and launcher["nodes"] != 1:
+        raise UsageError(f"hydra.launcher.nodes={launcher['nodes']}: this machine is one, leave it out")
+    if (each := cores_each(launcher)) is not None and each <= 0:
+        name = "ray.remote.num_cpus" if kind(launcher) == "RayLauncher" else "cpus_per_task"
+        raise UsageError(f"hydra.launcher.{name}={each:g} runs nothing: give the number of cores for each job")
+
+
+def threads_each(launcher: Mapping[str, Any], at_once: int) -> int | None:
+    """The threads for each of so many jobs `at_once`; None for as many as there are cores."""
+    from charlm.run.compose import cores
+
+    if (each := cores_each(launcher)) is not None:
+        return max(1, int(each))
+    return None if at_once == 1 else max(1, cores() // at_once)
+
+
+def cores_each(launcher: Mapping[str, Any]) -> float | None:
+    """The cores that the launcher reserves for each job, if it does."""
+    if kind(launcher) == "RayLauncher":
+        return float(launcher["ray"]["remote"].get("num_cpus", 1))  # Ray's own default
+    return launcher.get("cpus_per_task")
+
+
+def kind(launcher: Mapping[str, Any]) -> str:
+    """The name of the launcher's class."""
+    return str(launcher["_target_"]).rpartition(".")[2]

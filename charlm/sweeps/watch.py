@@ -24,8 +24,9 @@ from charlm.run.suggest import explain
 from charlm.sweeps import results
 from charlm.sweeps.command import split
 from charlm.sweeps.display import Display, new_console
-from charlm.sweeps.folder import SEARCH, JobRecord, SweepFolder
-from charlm.sweeps.planning import check_jobs, jobs, jobs_at_once
+from charlm.sweeps.folder import PROCESS, SEARCH, JobRecord, SweepFolder, this_process
+from charlm.sweeps.launchers import each_on_its_own
+from charlm.sweeps.planning import check_jobs, check_launcher, jobs, jobs_at_once, threads_each
 from charlm.sweeps.tables import final_table, seeds_table
 from charlm.training.interrupt import Interrupted, handled_by
 
@@ -64,6 +65,10 @@ class Session:
         self.errors = sys.stderr  # jobs send their own to a file
         with self.console.status("checking the settings of all jobs"):
             self.command = self._command(config)
+        self._open = ExitStack()
+        self._open.enter_context(each_on_its_own(config.hydra.launcher, self.killed, self.sweep.stopping))
+        # On other machines, jobs may begin in other folders.
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.sweep.path))}")
         self.lock = FileLock(self.sweep.jobs / "lock", timeout=2)
         self.sweep.jobs.mkdir(parents=True, exist_ok=True)
         try:
@@ -78,7 +83,8 @@ class Session:
                 self.sweep.write(record)
         differing = results.differing([results.settings_of(job) for job in self.command["jobs"]])
         self.display = Display(self.console, self.records, differing)
-        self._open = ExitStack()
+        os.environ[PROCESS] = this_process()
+        self._open.callback(os.environ.pop, PROCESS)
         self._open.enter_context(handled_by(self._note))
         self._open.enter_context(self.display)
 
@@ -95,14 +101,17 @@ class Session:
             )
         search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
         check_jobs(str(config.hydra.job.config_name), search, made)
+        check_launcher(config.hydra.launcher)
+        at_once = jobs_at_once(config.hydra.launcher, len(made))
+        # They decide about the number of threads, and so about the last bits of the results.
+        shares = {"parallel": at_once, "threads": threads_each(config.hydra.launcher, at_once)}
         return {
             "overrides": typed["task"],
             "hydra": typed["hydra"],
             "flags": split(sys.argv[1:])[0][1:],
             "jobs": made,
-            # It decides about the number of threads, and so about the last bits of the results.
-            "parallel": earlier["parallel"] if earlier is not None else jobs_at_once(config.hydra.launcher, len(made)),
-            "pid": os.getpid(),
+            **(shares if earlier is None else {name: earlier[name] for name in shares}),
+            "process": this_process(),
             "ended": False,
         }
 
@@ -121,6 +130,13 @@ class Session:
             model = results.settings_of(overrides).get("model")
             found.setdefault(number, JobRecord(number, overrides, "", model=model))
         return [found[number] for number in sorted(found)]
+
+    def killed(self, number: int, overrides: list[str], sentence: str) -> None:
+        """Note that the process of a job is gone before the job ended."""
+        if not self.sweep.stopping():
+            record = self.sweep.read(number) or JobRecord(number, overrides, "")
+            record.status, record.error = "failed", sentence
+            self.sweep.write(record)
 
     def described(self, record: JobRecord) -> str:
         """The settings in which a job differs from the others."""

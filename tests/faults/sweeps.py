@@ -29,7 +29,12 @@ from tests.faults.child import TRAIN
 from tests.faults.compare import differences
 
 GRID = ["model=rnn,gru", "model.dropout=0.0,0.2", "seed=1,2", "model.layers=2", "trainer.max_epochs=8", "data.bptt=8"]
-LAUNCHERS = {"basic": [], "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
+LAUNCHERS = {
+    "basic": [],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local"],
+    "ray": ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"],
+}
 JOBS = 8
 STARTING = 4.0  # seconds that a sweep needs before its first job trains
 

@@ -119,7 +119,16 @@ def wait_for_checkpoint(sweep: Path, job: int) -> None:
         time.sleep(0.05)
 
 
-COMMAND = {"overrides": [], "hydra": [], "flags": [], "jobs": [], "parallel": 1, "pid": 0, "ended": False}
+COMMAND = {
+    "overrides": [],
+    "hydra": [],
+    "flags": [],
+    "jobs": [],
+    "parallel": 1,
+    "threads": None,
+    "process": "",
+    "ended": False,
+}
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
