@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
@@ -18,14 +19,10 @@ from rich.console import Console
 
 from charlm.checkpoint.building import package_of
 from charlm.checkpoint.paths import resume_command
-from charlm.checkpoint.storage import NoStore, Store, replace_file
+from charlm.checkpoint.storage import NoStore, Store
 from charlm.errors import UsageError, as_usage_error, first_line
-from charlm.run.assembly import build
-from charlm.run.build import (
-    build_callbacks,
-    build_trainer,
-    check_run,
-)
+from charlm.run.assembly import Built, build
+from charlm.run.build import build_callbacks, build_trainer, check_run
 from charlm.run.compose import Job
 from charlm.run.cycles import combine_cycles
 from charlm.run.environment import RANK
@@ -35,7 +32,7 @@ from charlm.run.instantiate import instantiate, signature
 from charlm.run.loggers import Wandb
 from charlm.run.processes import following, others
 from charlm.run.result import Result, best_losses, facts
-from charlm.run.resume import fresh, resumed
+from charlm.run.resume import Plan, fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
 from charlm.run.together import Together, check_processes, check_rows
@@ -71,9 +68,8 @@ def run(settings: Settings, job: Job) -> Result:
     world, other = settings.trainer.world, RANK > 0
     validate = bool(data.rows["val"]) and settings.trainer.limit_val_batches != 0
 
-    store = (
-        NoStore() if other else Store(lambda text: console.print(f"warning: {text}", style="bold yellow", markup=False))
-    )
+    warn = functools.partial(console.print, style="bold yellow", markup=False)
+    store = NoStore() if other else Store(lambda text: warn(f"warning: {text}"))
     interrupt, guard = Interrupt(job.stopping), DivergenceGuard()
     observers = build_callbacks(settings.callbacks)
     samples = next((c for c in observers.values() if isinstance(c, Samples)), None)
@@ -95,10 +91,8 @@ def run(settings: Settings, job: Job) -> Result:
 
     checkpoints = Checkpoints(folder / "checkpoints", monitor, interrupt, guard, settings.checkpoint, make_again)
     # The order matters: an epoch's row is added to the history before it is printed.
-    terminal, curves = (
-        Terminal(console, built.header, history, samples),
-        LossPicture(folder / "loss.png", history, store),
-    )
+    terminal = Terminal(console, built.header, history, samples)
+    curves = LossPicture(folder / "loss.png", history, store)
     pruning = [Pruning(job.hopeless)] if job.hopeless is not None and validate else []
     callbacks = [guard, history, *observers.values(), *pruning, terminal, curves, checkpoints]
     together = Together(settings, plan.corpus.sha256, folder)
@@ -109,7 +103,7 @@ def run(settings: Settings, job: Job) -> Result:
         callbacks.append(Progress(history, job.report))
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices]:
-        console.print(notice, style="bold yellow", markup=False)
+        warn(notice)
 
     if other:
         with following(lambda: together.folder), quiet(), interrupt.listening():
@@ -135,20 +129,10 @@ def run(settings: Settings, job: Job) -> Result:
             validate = math.isfinite(history.best_nats)
             stoppers = (c for c in [*observers.values(), *pruning] if isinstance(c, EarlyStopping | Pruning))
             stopped = next((c.reason for c in stoppers if c.reason), None)
-            more = f"trainer.max_epochs={built.epochs + 1} or more continues it"
-            if settings.trainer.max_steps == trainer.global_step:
-                more = f"trainer.max_steps={settings.trainer.max_steps} ended it, and only a new run can be longer"
-            if model.first_step in (None, trainer.global_step):
-                finished = f"this run had already {stopped or f'finished its {len(history.rows)} epochs'}; {more}"
-                console.print(finished)
-            elif stopped and trainer.should_stop:
-                console.print(f"{stopped}; resume= with {more}")
+            if line := ending(built, trainer, history, stopped):
+                console.print(line)
             store.close()
-            if not checkpoints.last.exists():  # the folder was deleted after the last epoch
-                make_again()
-                trainer.save_checkpoint(checkpoints.last)
-            if not checkpoints.best.exists():  # training ended before the first validation
-                replace_file(checkpoints.best, checkpoints.last.read_bytes())
+            checkpoints.complete(trainer)
             if world > 1:  # the others have ended
                 settings = settings.model_copy(update={"trainer": settings.trainer.alone()})
             tester = trainer if world == 1 else build_trainer(settings.trainer, folder, [], None, validate=validate)
@@ -167,15 +151,7 @@ def run(settings: Settings, job: Job) -> Result:
             **facts(history, trainer, model, seconds),
             **({"pruned": pruning[0].reason} if pruning and pruning[0].reason else {}),
             **({"processes": world} if world > 1 else {}),
-            "model": record["model"],
-            "overrides": record["overrides"],
-            "learning_rate": settings.optimizer.get("lr"),
-            "corpus": built.origin["name"],
-            "corpus_substituted": record["substituted"],
-            "leaky": data.leaky,
-            "corpus_source": plan.corpus.source,
-            "corpus_sha256": plan.corpus.sha256,
-            "seed": settings.seed,
+            **origin(plan, built),
             "best_checkpoint": os.path.relpath(checkpoints.best),
             "last_checkpoint": os.path.relpath(checkpoints.last),
         }
@@ -190,6 +166,32 @@ def run(settings: Settings, job: Job) -> Result:
     nats = summary["best_val_nats"] if validate else summary["best_train_nats"]
     trusted = (package_of(settings.model["_target_"]),)
     return Result(nats, folder, history.rows, summary, trusted)
+
+
+def ending(built: Built, trainer: pl.Trainer, history: History, stopped: str | None) -> str | None:
+    """What to say of a run that had nothing left to train, or was `stopped` early; None of any other."""
+    options = built.settings.trainer
+    more = f"trainer.max_epochs={built.epochs + 1} or more continues it"
+    if options.max_steps == trainer.global_step:
+        more = f"trainer.max_steps={options.max_steps} ended it, and only a new run can be longer"
+    if built.model.first_step in (None, trainer.global_step):
+        return f"this run had already {stopped or f'finished its {len(history.rows)} epochs'}; {more}"
+    return f"{stopped}; resume= with {more}" if stopped and trainer.should_stop else None
+
+
+def origin(plan: Plan, built: Built) -> dict[str, Any]:
+    """What was trained, on which text, and how it was asked for."""
+    return {
+        "model": plan.record["model"],
+        "overrides": plan.record["overrides"],
+        "learning_rate": built.settings.optimizer.get("lr"),
+        "corpus": built.origin["name"],
+        "corpus_substituted": plan.record["substituted"],
+        "leaky": built.data.leaky,
+        "corpus_source": plan.corpus.source,
+        "corpus_sha256": plan.corpus.sha256,
+        "seed": built.settings.seed,
+    }
 
 
 def new_console() -> Console:

@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
+from charlm.checkpoint.storage import replace_file
 from charlm.options import Options, Positive, PositiveInt
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
 from charlm.training.interrupt import Interrupt
@@ -124,6 +125,14 @@ class Checkpoints(Checkpoint):
         self.guard.check(trainer)
         if not self.guard.streak:  # weights that may be bad must not replace good ones
             trainer.save_checkpoint(path)
+
+    def complete(self, trainer: pl.Trainer) -> None:
+        """Write what is missing after training: the folder was deleted, or no validation chose a `best`."""
+        if not self.last.exists():
+            self.on_deleted()
+            trainer.save_checkpoint(self.last)
+        if not self.best.exists():
+            replace_file(self.best, self.last.read_bytes())
 
     def state_dict(self) -> dict[str, Any]:
         """The lowest loss so far, and whether the run stopped early."""
