@@ -36,7 +36,7 @@ from tests.sweeps.test_sweeps import start, table, wait_for_checkpoint
 SUBMITIT = "hydra/launcher=submitit_local"
 
 
-OPTIONS = ["checkpoint.every_steps=5", "trainer.max_epochs=40", "trainer.threads=1", "data=text", "data.bptt=8"]
+OPTIONS = ["checkpoint.every_steps=5", "trainer.max_epochs=30", "trainer.threads=1", "data=text", "data.bptt=8"]
 
 
 @pytest.fixture(scope="module")
