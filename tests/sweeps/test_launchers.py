@@ -36,7 +36,7 @@ from tests.sweeps.test_sweeps import start, table, wait_for_checkpoint
 SUBMITIT = "hydra/launcher=submitit_local"
 
 
-OPTIONS = ["checkpoint.every_steps=5", "trainer.max_epochs=20", "trainer.threads=1", "data=text", "data.bptt=8"]
+OPTIONS = ["checkpoint.every_steps=5", "trainer.max_epochs=30", "trainer.threads=1", "data=text", "data.bptt=8"]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,7 @@ def test_a_stopped_and_then_killed_sweep_leaves_no_process_and_goes_on(
     process.kill()
     process.communicate()
     wait_until_gone(str(sweep))
+    assert "interrupted" in {record.status for record in SweepFolder(sweep).records().values()}  # they did not go on
     done = program("train.py", "-m", f"resume={sweep}", "hydra/launcher=basic", env=environment(tmp_path))
     assert done.status == 0, done
     assert_same(sweep, unbroken)
