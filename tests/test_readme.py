@@ -25,7 +25,7 @@ FEWER = ("trainer.max_epochs=1", "model.hidden_size=8", "data.batch_size=4", "da
 
 def test_the_readme_has_the_two_commands() -> None:
     assert "pip install -e . && python train.py model=gru" in COMMANDS
-    assert 'pip install -e ".[dev,keras,notebook,sweep]" && pytest -n 2' in COMMANDS
+    assert 'pip install -e ".[dev,keras,notebook,sweep,slurm,ray]" && pytest -n 2' in COMMANDS
 
 
 @pytest.mark.parametrize("command", TRAIN)
@@ -41,6 +41,11 @@ def test_train_commands(command: str, tmp_path: Path, text_file: Path) -> None:
         arguments[0], small = f"init_from={tmp_path}/earlier", [o for o in FEWER if not o.startswith("model.")]
         run_train(*arguments, f"data.path={text_file}", *SMALL[:1], *small, f"hydra.run.dir={tmp_path}/run")
         assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
+        return
+    if "experiment=search_lstm" in arguments:
+        small = ["trainer.max_epochs=1", "data.bptt=8", "search.trials=1"]
+        run_train(*arguments, f"data.path={text_file}", *SMALL[:1], *small, f"hydra.run.dir={tmp_path}")
+        assert (tmp_path / "search.png").is_file()
         return
     if "data=mix" in arguments:
         run_train(*arguments, f"data.paths=[{text_file},{text_file}]", *SMALL[:1], *FEWER, f"hydra.run.dir={tmp_path}")
