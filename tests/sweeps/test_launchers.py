@@ -178,9 +178,10 @@ def kill(node: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """The address and the nodes of a Ray cluster: a head and a worker, a core each, in another folder than ours."""
     pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray keeps the token of another cluster
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
