@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
+import os
 import runpy
 import struct
 import sys
@@ -25,6 +27,13 @@ from charlm.text.corpus import Corpus
 from charlm.training.module import CharLM
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def of_extra(extra: str, package: str) -> Any:
+    """A package of an extra. Without it, the test is skipped; not in .ci/run, where every extra must be installed."""
+    if os.environ.get("CHARLM_ALL_EXTRAS"):
+        return importlib.import_module(package)
+    return pytest.importorskip(package, reason=f"needs pip install -e '.[{extra}]'")
 
 
 def data_module(text: str | Corpus, *, seed: int = 0, **options: Any) -> CharDataModule:

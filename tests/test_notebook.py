@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, of_extra
 
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
 
@@ -34,7 +34,7 @@ print(json.dumps(notebook.cells))
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The source of each code cell, and what it showed, by kind of output."""
     for package in ("nbclient", "ipykernel"):
-        pytest.importorskip(package, reason='needs pip install -e ".[notebook]"')
+        of_extra("notebook", package)
     folder = tmp_path_factory.mktemp("notebook")
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder), "MPLCONFIGDIR": str(folder)}
     done = subprocess.run(

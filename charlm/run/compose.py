@@ -79,12 +79,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def with_own_threads(settings: Settings, threads: int | None) -> Settings:
-    """`settings` with the threads that a job gets which shares its machine, unless the user has chosen a number.
+def with_own_threads(settings: Settings, job: Job, threads: int | None) -> Settings:
+    """`settings` with the threads of a `job` that shares its machine, unless the user has chosen; None: as they are.
 
-    With PyTorch's default, one thread per core for each job, they would slow each other down many times.
+    What ``auto`` measures beside other jobs is left to chance, and as many threads as there are cores for each of them
+    slow all down many times.
     """
-    if threads is None or settings.trainer.threads is not None:
+    if threads is None or isinstance(settings.trainer.threads, int) or "trainer.threads" in job.given:
         return settings
     trainer = settings.trainer.model_copy(update={"threads": threads})
     return settings.model_copy(update={"trainer": trainer})

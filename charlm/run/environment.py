@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from charlm.errors import UsageError
 
-PARENT = os.getppid()
+PARENT = int(os.environ.get("CHARLM_PARENT") or os.getppid())  # rank 0 tells: it may have ended since
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ  # it has started this process
 STARTED = {"LOCAL_RANK", "RANK", "WORLD_SIZE"} <= os.environ.keys()  # so has it, or rank 0
 WORLD = int(os.environ["WORLD_SIZE"]) if STARTED else 1  # the number of processes
@@ -53,7 +53,7 @@ def as_one_of_several() -> Iterator[None]:
         try:
             yield
         except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException:
             traceback.print_exc()
             status = 1

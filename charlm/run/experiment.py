@@ -35,7 +35,7 @@ from charlm.run.result import Result, best_losses, facts
 from charlm.run.resume import Plan, fresh, resumed
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
-from charlm.run.together import Together, check_processes, check_rows
+from charlm.run.together import Together, check_processes, check_rows, notices
 from charlm.run.trust import trust_prefix
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import DivergenceGuard
@@ -95,14 +95,14 @@ def run(settings: Settings, job: Job) -> Result:
     curves = LossPicture(folder / "loss.png", history, store)
     pruning = [Pruning(job.hopeless)] if job.hopeless is not None and validate else []
     callbacks = [guard, history, *observers.values(), *pruning, terminal, curves, checkpoints]
-    together = Together(settings, plan.corpus.sha256, folder)
+    together = Together(settings, plan.corpus.sha256, folder, plan.checkpoint)
     if world > 1:
         built.header["processes"] = f"{world}, each with {data.rows['train'] // world} rows of a batch"
         callbacks = [together, *(c for c in callbacks if not (other and isinstance(c, REPORTERS)))]
     if job.report is not None:
         callbacks.append(Progress(history, job.report))
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
-    for notice in [*plan.notices, *data.notices]:
+    for notice in [*plan.notices, *data.notices, *notices(settings.trainer, model.network)]:
         warn(notice)
 
     if other:

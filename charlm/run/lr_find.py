@@ -16,11 +16,11 @@ from charlm.curves import new_figure, quiet_matplotlib, rendered
 from charlm.errors import OptionError, UsageError
 from charlm.inference.html import card, image
 from charlm.output import print_facts
+from charlm.run.briefly import train_briefly
 from charlm.run.compose import Job
 from charlm.run.experiment import new_console
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
-from charlm.run.trial import trial
 from charlm.training.module import CharLM
 from charlm.training.range_test import Point, RangeTest, growing, suggest
 
@@ -57,14 +57,16 @@ def lr_find(settings: Settings, job: Job) -> RangeResult:
         )
     tests: list[RangeTest] = []
 
-    def watch(advance: Callable[[], None]) -> RangeTest:
+    def observer(advance: Callable[[], None]) -> RangeTest:
         tests.append(RangeTest(advance))
         return tests[0]
 
     def prepare(model: CharLM) -> None:
         model.set_scheduler(partial(growing, options=options), "step")
 
-    folder, model = trial(console, settings, job, watch, batches=options.steps, steps=options.steps, prepare=prepare)
+    folder, model = train_briefly(
+        console, settings, job, observer, batches=options.steps, steps=options.steps, prepare=prepare
+    )
     points = tests[0].points
     if not points:
         raise UsageError("trainer: these limits leave no batch to train on")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -56,10 +56,14 @@ def others(options: TrainerOptions) -> Iterator[None]:
         yield
         return
     ours = {
-        **{"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": str(options.world)},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
-        **({} if options.threads is None else {"OMP_NUM_THREADS": str(torch.get_num_threads())}),
+        "LOCAL_RANK": "0",
+        "RANK": "0",
+        "WORLD_SIZE": str(options.world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
     }
+    if options.threads is not None:
+        ours["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     children: list[subprocess.Popen[bytes]] = []
@@ -67,18 +71,17 @@ def others(options: TrainerOptions) -> Iterator[None]:
     try:
         with held_back(signal.SIGINT, signal.SIGTERM):
             for number in range(1, options.world):
-                own = {**os.environ, "LOCAL_RANK": str(number), "RANK": str(number)}
+                own = {**os.environ, "LOCAL_RANK": str(number), "RANK": str(number), "CHARLM_PARENT": str(os.getpid())}
                 command = [sys.executable, *sys.orig_argv[1:]]
                 children.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL))
-        threading.Thread(target=watch, args=(children, done), daemon=True).start()
+        threading.Thread(target=end_if_one_is_lost, args=(children, done), daemon=True).start()
         yield
-    except BaseException as error:
-        if isinstance(error, RankLost):
-            wait_for_any(children, GRACE)
-            raise RankLost(ended(children) or str(error)) from None
-        raise
-    else:
-        children = []  # they end by themselves
+        for child in children:  # they have nothing left to do
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE)
+    except RankLost as error:
+        wait_for_any(children, GRACE)
+        raise RankLost(ended(children) or str(error)) from None
     finally:
         done.set()
         for child in children:
@@ -119,7 +122,7 @@ def ended(children: Sequence[subprocess.Popen[bytes]]) -> str:
     return ""
 
 
-def watch(children: Sequence[subprocess.Popen[bytes]], done: threading.Event) -> None:
+def end_if_one_is_lost(children: Sequence[subprocess.Popen[bytes]], done: threading.Event) -> None:
     """End this process if one of `children` has failed and it does not notice."""
     while not done.wait(0.5):
         if problem := ended(children):

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from charlm.errors import UsageError
 from charlm.output import print_facts
+from charlm.run.briefly import train_briefly
 from charlm.run.compose import Job
 from charlm.run.experiment import new_console
 from charlm.run.settings import Settings
 from charlm.run.threads import own_threads
-from charlm.run.trial import trial
 from charlm.training.profile import WARM_UP, Phases, Profile, Row
 
 SHOWN = 15  # rows of the table
@@ -38,11 +38,11 @@ def profile(settings: Settings, job: Job) -> ProfileResult:
     console, steps = new_console(), settings.profile.steps
     recorders: list[Profile] = []
 
-    def watch(advance: Callable[[], None]) -> Profile:
+    def observer(advance: Callable[[], None]) -> Profile:
         recorders.append(Profile(steps, advance))
         return recorders[0]
 
-    folder, _ = trial(console, settings, job, watch, batches=WARM_UP + 2 * steps, profiler=Phases())
+    folder, _ = train_briefly(console, settings, job, observer, batches=WARM_UP + 2 * steps, profiler=Phases())
     recorder, trace = recorders[0], folder / "trace.json"
     if not recorder.rows:
         raise UsageError("trainer: these limits leave no batch to train on")

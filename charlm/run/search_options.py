@@ -70,7 +70,7 @@ def _flat(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
     """The options in `section`, which may be nested as in conf/; one that is null is left out."""
     for key, value in section.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and not value.keys() & set(RANGE):
+        if isinstance(value, dict) and value and not value.keys() & set(RANGE):
             yield from _flat(value, f"{name}.")
         elif value is not None:
             yield name, value
@@ -108,6 +108,8 @@ def _parameter(name: str, value: Any) -> Range | Choices:
             raise OptionError(f"{place}.step", "cannot be combined with log: true", found.step)
         if not 0 < found.step <= found.high - found.low:
             raise OptionError(f"{place}.step", "must be more than 0, and at most high - low", found.step)
+        steps = math.floor((found.high - found.low) / found.step + 1e-9)
+        found = found._replace(high=found.low + steps * found.step)  # the highest that is reached
     return found
 
 

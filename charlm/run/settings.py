@@ -214,8 +214,9 @@ class Settings(Options):
         if self.resume is not None and self.task != "train":
             raise OptionError("task", "looks at a new run: leave out resume", self.task)
         if self.trainer.world > 1 and self.task != "train":
+            does = "trains each trial" if self.task == "search" else "looks at a run"
             raise OptionError(
-                "task", "looks at one process: leave out trainer=ddp, or set trainer.devices=1", self.task
+                "task", f"{does} in one process: leave out trainer=ddp, or set trainer.devices=1", self.task
             )
         return self
 

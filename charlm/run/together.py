@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from charlm.data.module import CharDataModule
 from charlm.errors import OptionError, UsageError
@@ -62,29 +65,44 @@ def check_rows(options: TrainerOptions, data: CharDataModule) -> None:
     rows, world = data.rows["train"], options.world
     if rows % world == 0:
         return
-    what = f"data.batch_size={data.batch_size}"
-    if rows != data.batch_size:
+    what, few = f"data.batch_size={data.batch_size}", rows != data.batch_size
+    if few:
         what += f" ({rows} for this text)"
     step = math.lcm(world, sum(data.options.ratio or [1]))
     below, above = rows // step * step, (rows // step + 1) * step
     middle = (below + above) / 2
     nearest = f"{below} or {above}" if below and rows == middle else str(above if not below or rows > middle else below)
+    if few:  # more rows need shorter ones
+        nearest = str(below)
+    advice = f"set data.batch_size={nearest}" if below or not few else f"lower data.bptt={data.bptt}"
     if world > rows:
         raise UsageError(
-            f"{world} processes are more than the rows of a batch, {what}: start at most {rows}, or set "
-            f"data.batch_size={nearest}"
+            f"{world} processes are more than the rows of a batch, {what}: start at most {rows}, or {advice}"
         )
+    if not below and few:
+        raise UsageError(f"{what} cannot be divided among {world} processes: {advice}")
     raise UsageError(
         f"{what} cannot be divided among {world} processes: the nearest that can is data.batch_size={nearest}"
     )
 
 
-class Together(pl.Callback):
-    """Refuses to train in processes whose texts or options differ. `folder` is that of rank 0."""
+def notices(options: TrainerOptions, network: nn.Module) -> list[str]:
+    """What several processes do otherwise than one."""
+    if options.world > 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+        return [
+            "batch normalisation: each process uses the mean and variance of its own rows, so the losses are not "
+            "exactly those of one process"
+        ]
+    return []
 
-    def __init__(self, settings: Settings, sha256: str, folder: Path) -> None:
-        options = settings.model_dump_json(exclude={"trainer": {"threads"}})
-        self.folder, self._same = str(folder), (sha256, options, torch.__version__)
+
+class Together(pl.Callback):
+    """Refuses to train in processes whose texts, options or checkpoints differ. `folder` is that of rank 0."""
+
+    def __init__(self, settings: Settings, sha256: str, folder: Path, checkpoint: Path | None) -> None:
+        options = json.dumps(settings.model_dump(exclude={"resume": True, "trainer": {"threads"}}), default=str)
+        resumed = "" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        self.folder, self._same = str(folder), (sha256, options, resumed, torch.__version__)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compare this process with rank 0."""
@@ -93,6 +111,6 @@ class Together(pl.Callback):
         self.folder, *same = trainer.strategy.broadcast((self.folder, *self._same))
         if highest(trainer, int(tuple(same) != self._same)):
             raise UsageError(
-                "the processes of this run have different texts, options or versions of torch: give every machine the "
-                "same command, text and environment"
+                "the processes of this run have different texts, options, checkpoints or versions of torch: give every "
+                "machine the same command, text, checkpoint and environment"
             )

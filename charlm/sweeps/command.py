@@ -90,9 +90,10 @@ def unfinished(top: str, option: str, keys: Set[str], **same: list[str]) -> list
     """The override of `option` that resumes the latest unfinished sweep or search in `top` with the `same` command."""
     for found in sorted(Path(top).glob("*/.jobs/sweep.json"), reverse=True):
         path = found.parents[1]
-        folder = SweepFolder(path)
-        command = folder.command(keys)
-        if command and not command["ended"] and all(command[k] == v for k, v in same.items()) and not folder.locked():
+        command = SweepFolder(path).command(keys)
+        if not command or command["ended"] or any(command[name] != value for name, value in same.items()):
+            continue
+        if not SweepFolder(path).locked(wait=0.1):
             note = f"resuming {path}, which is not finished ({option}=FOLDER starts anew)"
             print(note, file=sys.stderr, flush=True)  # before the live table is drawn
             return [f"{option}={quoted(str(path))}"]

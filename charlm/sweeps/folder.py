@@ -55,6 +55,10 @@ class JobRecord:
     left: float | None = None
     error: str | None = None
 
+    def is_of(self, settings: str, folder: str) -> bool:
+        """Whether this is the record of a job with these settings in this folder."""
+        return (self.settings, self.folder) == (settings, folder)
+
 
 class SweepFolder:
     """The files of a sweep or a search below ``.jobs/`` in its folder.
@@ -65,6 +69,15 @@ class SweepFolder:
     def __init__(self, path: Path, process: str | None = None) -> None:
         self.path, self.jobs, self.process = path, path / ".jobs", process
         self._looked, self._stopping = -LOOK, False
+
+    def remove_if_new(self) -> None:
+        """Remove the folder if nothing has begun in it."""
+        if self.command() is None:
+            with suppress(OSError):
+                (self.jobs / "lock").unlink(missing_ok=True)
+                self.jobs.rmdir()
+            with suppress(OSError):
+                self.path.rmdir()
 
     def write_command(self, command: dict[str, Any]) -> None:
         """Write the command, with the keys of `SWEEP` or `SEARCH`."""
@@ -116,10 +129,13 @@ class SweepFolder:
         here = self.process.rpartition(":")[0] == platform.node()
         return command["process"] != self.process or (here and not self.locked())
 
-    def locked(self) -> bool:
-        """Whether a process on this machine runs the sweep."""
+    def locked(self, wait: float = 0.0) -> bool:
+        """Whether a process on this machine runs the sweep or search; looked at for so many seconds.
+
+        A job looks as well, and holds the lock for a moment.
+        """
         try:
-            with FileLock(self.jobs / "lock", timeout=0.1):  # a job may look as well
+            with FileLock(self.jobs / "lock", timeout=wait):
                 return False
         except (Timeout, OSError):
             return True

@@ -8,7 +8,9 @@ import math
 import os
 import platform
 import signal
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -55,27 +57,27 @@ def perform_job(config: DictConfig) -> float:
         settings=fingerprint(config),
         loss=LOSSES[config.task],
     )
-    earlier = sweep.read(number)
-    same = earlier if earlier and (earlier.settings, earlier.folder) == (record.settings, record.folder) else None
-    if same and same.status == "finished" and ((folder / "summary.json").is_file() or config.task != "train"):
-        return math.nan if same.nats is None else same.nats
-    if sweep.stopping():
-        with suppress(OSError):  # Hydra made it
-            folder.rmdir()
-        return math.nan
 
     def stopping() -> bool:
         return bool(preemption.number) or sweep.stopping()
 
     value = math.inf
     try:
-        with FileLock(sweep.jobs / f"{number}.lock", timeout=PATIENCE):
+        with alone(sweep.jobs / f"{number}.lock", stopping):
+            earlier = sweep.read(number)
+            same = earlier if earlier and earlier.is_of(record.settings, record.folder) else None
+            if same and same.status == "finished" and ((folder / "summary.json").is_file() or config.task != "train"):
+                return math.nan if same.nats is None else same.nats
+            if stopping():
+                with suppress(OSError):  # Hydra made it
+                    folder.rmdir()
+                return math.nan
             resumable = same is not None and config.task == "train" and (folder / "checkpoints/last.ckpt").is_file()
             # A run in the folder of a job that has no record is somebody else's.
             with recorded(sweep, record, afresh=earlier is not None and not resumable) as report:
                 settings, job = job_from_hydra(config)
                 # Signals are handled, see `in_this_process`, unless the sweep has no session.
-                signals = watch.session is None and not in_worker(sweep)
+                signals = watch.session is None and sweep.process is None
                 job = replace(job, report=report, stopping=stopping, signals=signals)
                 settings, job = shared(settings, job, sweep)
                 if resumable:
@@ -110,10 +112,10 @@ def in_this_process(path: Path) -> SweepFolder:
     """
     if watch.session is not None:
         return watch.session.sweep
-    sweep = SweepFolder(path)
-    if not in_worker(sweep):
-        return sweep
-    sweep = SweepFolder(path, os.environ.get(PROCESS) or (sweep.command() or {})["process"])
+    command = SweepFolder(path).command()
+    if command is None or command["process"] == this_process():
+        return SweepFolder(path)
+    sweep = SweepFolder(path, os.environ.get(PROCESS) or command["process"])
     if sweep.process != f"{platform.node()}:{os.getppid()}":
         return sweep
 
@@ -126,16 +128,31 @@ def in_this_process(path: Path) -> SweepFolder:
     return sweep
 
 
-def in_worker(sweep: SweepFolder) -> bool:
-    """Whether another process than the one that runs the sweep has begun this job."""
-    command = sweep.command()
-    return command is not None and command["process"] != this_process()
+@contextmanager
+def alone(path: Path, stopping: Callable[[], bool]) -> Iterator[None]:
+    """Hold the lock at `path`, for which another process may have to end that still trains this job.
+
+    Raises Timeout if it does not, and Interrupted if this job shall stop before.
+    """
+    lock, until = FileLock(path), time.monotonic() + PATIENCE
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            if stopping():
+                raise Interrupted(signal.SIGTERM) from None
+            if time.monotonic() >= until:
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def shared(settings: Settings, job: Job, sweep: SweepFolder) -> tuple[Settings, Job]:
     """The settings and the job with their share of the machine, which is that of the sweep when it began."""
     command = sweep.command() or {"parallel": 1, "threads": None}
-    return with_own_threads(settings, command["threads"]), replace(job, parallel=command["parallel"])
+    return with_own_threads(settings, job, command["threads"]), replace(job, parallel=command["parallel"])
 
 
 def fingerprint(config: DictConfig) -> str:

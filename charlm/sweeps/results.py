@@ -64,7 +64,14 @@ def rows(
         }
         for record in records
     ]
-    return sorted(made, key=lambda row: (row["status"] != "finished", row[loss] is None, row[loss] or 0.0, row[noun]))
+    trained = {record.number: not record.loss.startswith("best_val") for record in records}
+
+    def order(row: dict[str, Any]) -> tuple[Any, ...]:
+        """Losses of training, where there was no validation, come after those of validation."""
+        number = row[noun]
+        return row["status"] != "finished", row[loss] is None, trained[number], row[loss] or 0.0, number
+
+    return sorted(made, key=order)
 
 
 def over_seeds(table: Sequence[Mapping[str, Any]], loss: str) -> list[dict[str, Any]]:

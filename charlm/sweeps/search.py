@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from charlm.checkpoint.paths import model_name, resume_command, run_name
 from charlm.errors import UsageError
@@ -59,6 +60,9 @@ def search(settings: Settings, job: Job) -> SearchResult:
     check_space(base, space)
     folder = SweepFolder(Path(os.path.relpath(job.folder)))
     alone = open_folder(folder, job, options)
+    first = FileLock(folder.jobs / "lock", timeout=0)  # the same command, typed again meanwhile, starts a new search
+    with suppress(Timeout):
+        first.acquire()
     trials, interrupt, problem = Trials(folder.path, options), Interrupt(), None
     display = Display(new_console(), lambda: records(folder, options.trials), list(space), "trial")
     try:

@@ -164,9 +164,9 @@ def _drawn(records: Sequence[JobRecord], space: Space, weights: Mapping[str, flo
 
 
 def _dots(axes: Axes, records: Sequence[JobRecord], places: Sequence[float]) -> None:
-    """The loss of each trial at its place: a dot, or a ring if it was pruned."""
+    """The loss of each trial that has ended at its place: a dot, or a ring if it was pruned."""
     for label in ("finished", "pruned"):
-        here = [(record.status == "finished") is (label == "finished") for record in records]
+        here = [record.status == label and record.nats is not None for record in records]
         chosen = [(x, record.nats) for x, record, is_here in zip(places, records, here, strict=True) if is_here]
         if chosen:
             face, edge = (VAL, VAL) if label == "finished" else ("none", TRAIN)

@@ -42,6 +42,8 @@ def check_space(base: Sequence[str], space: Space) -> None:
         for name, values in space.items()
     }
     for name, values in ends.items():
+        if name in ("trainer.devices", "trainer.num_nodes"):
+            raise UsageError(f"search.space.{name}: each trial trains in one process; leave it out")
         for value in values:
             others = {which: [f"{o}={v[which]}" for o, v in ends.items() if o != name] for which in (0, -1)}
             tried = (problem([*base, *more, f"{name}={value}"]) for more in ([], others[0], others[-1]))

@@ -42,8 +42,7 @@ class Watch(Callback):
         try:
             session = Session(config)
         except Exception as error:
-            with suppress(OSError):
-                Path(str(config.hydra.sweep.dir)).rmdir()  # if it is empty
+            SweepFolder(Path(str(config.hydra.sweep.dir))).remove_if_new()
             if DEBUG:
                 raise
             fail(str(error) if isinstance(error, UsageError) else explain(error) or first_line(error))
@@ -63,30 +62,32 @@ class Session:
         self.again = f"python {program('train.py')} -m {shlex.quote(f'resume={quoted(self.shown_path)}')}"
         self.console = new_console()
         self.errors = sys.stderr  # jobs send their own to a file
-        with self.console.status("checking the settings of all jobs"):
-            self.command = self._command(config)
-        self._open = ExitStack()
-        self._open.enter_context(each_on_its_own(config.hydra.launcher, self.killed, self.sweep.stopping))
-        # On other machines, jobs may begin in other folders.
-        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.sweep.path))}")
         self.lock = FileLock(self.sweep.jobs / "lock", timeout=2)
-        self.sweep.jobs.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise UsageError(f"{self.shown_path} is run by another process: wait for it, or stop it") from None
-        self.sweep.write_command(self.command)
-        self.sweep.go_on()
-        for record in self.sweep.records().values():
-            if record.status == "running":  # its process was killed
-                record.status = "interrupted"
-                self.sweep.write(record)
-        differing = results.differing([results.settings_of(job) for job in self.command["jobs"]])
-        self.display = Display(self.console, self.records, differing)
-        os.environ[PROCESS] = this_process()
-        self._open.callback(os.environ.pop, PROCESS)
-        self._open.enter_context(handled_by(self._note))
-        self._open.enter_context(self.display)
+        with ExitStack() as stack:
+            with self.console.status("checking the settings of all jobs"):
+                self.command = self._command(config)
+            self.sweep.jobs.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(self.lock)
+            except Timeout:
+                raise UsageError(f"{self.shown_path} is run by another process: wait for it, or stop it") from None
+            stack.enter_context(each_on_its_own(config.hydra.launcher, self.killed, self.sweep.stopping))
+            # On other machines, jobs may begin in other folders.
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.sweep.path))}")
+            self.sweep.write_command(self.command)
+            self.sweep.go_on()
+            for record in self.sweep.records().values():
+                if record.status == "running":  # its process was killed
+                    record.status = "interrupted"
+                    self.sweep.write(record)
+            differing = results.differing([results.settings_of(job) for job in self.command["jobs"]])
+            self.display = Display(self.console, self.records, differing)
+            os.environ[PROCESS] = this_process()
+            stack.callback(os.environ.pop, PROCESS)
+            self._watching = stack.enter_context(ExitStack())
+            self._watching.enter_context(handled_by(self._note))
+            self._watching.enter_context(self.display)
+            self._open = stack.pop_all()
 
     def _command(self, config: DictConfig) -> dict[str, Any]:
         """The content of ``sweep.json``. Raises UsageError if the folder holds another sweep, or a job is invalid."""
@@ -103,14 +104,14 @@ class Session:
         check_jobs(str(config.hydra.job.config_name), search, made)
         check_launcher(config.hydra.launcher)
         at_once = jobs_at_once(config.hydra.launcher, len(made))
-        # They decide about the number of threads, and so about the last bits of the results.
-        shares = {"parallel": at_once, "threads": threads_each(config.hydra.launcher, at_once)}
+        threads = None if earlier is None else earlier["threads"]  # it decides about the last bits of the results
         return {
             "overrides": typed["task"],
             "hydra": typed["hydra"],
             "flags": split(sys.argv[1:])[0][1:],
             "jobs": made,
-            **(shares if earlier is None else {name: earlier[name] for name in shares}),
+            "parallel": at_once,
+            "threads": threads or threads_each(config.hydra.launcher, at_once),
             "process": this_process(),
             "ended": False,
         }
@@ -133,8 +134,8 @@ class Session:
 
     def killed(self, number: int, overrides: list[str], sentence: str) -> None:
         """Note that the process of a job is gone before the job ended."""
-        if not self.sweep.stopping():
-            record = self.sweep.read(number) or JobRecord(number, overrides, "")
+        record = self.sweep.read(number) or JobRecord(number, overrides, "")
+        if record.status != "finished" and not self.sweep.stopping():
             record.status, record.error = "failed", sentence
             self.sweep.write(record)
 
@@ -144,7 +145,7 @@ class Session:
 
     def close(self) -> list[JobRecord]:
         """Stop watching, print and write the results, and release the sweep. Returns the records."""
-        self._open.close()
+        self._watching.close()
         records = self.records()
         for record in records:
             if record.status == "running":  # its process was killed
@@ -157,7 +158,7 @@ class Session:
         with suppress(OSError):
             complete = all(record.status == "finished" for record in records)
             self.sweep.write_command({**self.command, "ended": complete})
-        self.lock.release()
+        self._open.close()
         return records
 
     def _report(self, records: list[JobRecord]) -> None:
@@ -211,3 +212,5 @@ def sweeping() -> Iterator[None]:
         raise UsageError(f"{counted(len(failed), 'job')} failed; once that is fixed, resume with {ours.again}")
     if (number := ours.sweep.stopped_by()) is not None:  # a worker got a signal
         raise Interrupted(number)
+    if left := [record for record in records if record.status != "finished"]:
+        raise UsageError(f"{counted(len(left), 'job')} did not finish")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from charlm.errors import UsageError
 
-GPU_INTERVAL = 50  # steps between two questions to all ranks on GPUs: each one waits for the device
+GPU_INTERVAL = 50  # steps between two checks, or two questions to all ranks, on GPUs: each one waits for the device
 
 
 class RankLost(UsageError):

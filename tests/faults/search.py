@@ -48,6 +48,8 @@ def kill_and_compare(kills: int, seed: int, here: Path, bar: Progress) -> tuple[
         done += 1
         bar.advance(task)
     run(command(folder, text), log, folder)
+    if done < kills:
+        return done, [f"the search ended before it was killed {kills} times"]
     trials = [row["folder"] for row in table(unbroken)]
     differ = [f"{trial}: {d}" for trial in trials for d in differences(unbroken / trial, folder / trial)]
     return done, differ + (["results.csv differs"] if table(unbroken) != table(folder) or len(trials) != 12 else [])

@@ -14,7 +14,7 @@ from charlm.checkpoint.building import build_network
 from charlm.models.lesson.keras import LSTM, SimpleRNN
 from charlm.models.lesson.loops import KerasLoop
 from charlm.models.windowed import Windowed
-from tests.helpers import model_spec
+from tests.helpers import model_spec, of_extra
 
 os.environ["KERAS_BACKEND"] = "torch"
 
@@ -26,7 +26,7 @@ V, B, T, E, H = 11, 3, 8, 6, 5
 
 @pytest.fixture(scope="module")
 def keras() -> Any:
-    return pytest.importorskip("keras", reason="Keras is not installed: pip install -e '.[dev,keras]'")
+    return of_extra("keras", "keras")
 
 
 @pytest.fixture(autouse=True)

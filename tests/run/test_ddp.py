@@ -17,9 +17,9 @@ import torch
 
 import charlm
 from charlm.errors import UsageError
-from charlm.run.compose import Job
+from charlm.run.compose import Job, compose_job
 from charlm.run.settings import TrainerOptions
-from charlm.run.together import check_processes
+from charlm.run.together import Together, check_processes, notices
 from tests.faults.compare import differences, rows
 from tests.helpers import ROOT, run_train, summary
 from tests.programs import Outcome, environment
@@ -177,6 +177,18 @@ def test_all_processes_end_and_one_goes_on(fault: str, run: Run, capsys: pytest.
 
 
 @pytest.mark.slow
+def test_processes_whose_first_one_was_killed_while_they_start_end(run: Run) -> None:
+    run.start(*run.options("trainer.max_epochs=500", *TWO))
+    run.wait_until(lambda: len(run.members()) == 2)
+    kill(run, 0, signal.SIGKILL)
+    run.end(LIMIT)
+    until = time.monotonic() + LIMIT
+    while run.members():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.0, 1.5])
 def test_a_start_can_be_interrupted(number: int, seconds: float, run: Run) -> None:
@@ -319,8 +331,9 @@ def test_orphans_of_torchrun_save_and_end(run: Run) -> None:
         (["trainer.devices=[0,0]"], ["trainer.devices=[0, 0] must name each device once"]),
         (["trainer.strategy=fsdp"], ["trainer.strategy='fsdp' must be 'auto', 'ddp'"]),
         (["trainer.num_nodes=2"], ["trainer.num_nodes=2 needs torchrun on each machine"]),
-        (["task=lr_find"], ["task='lr_find' looks at one process", "trainer.devices=1"]),
-        (["trainer.devices=3", "data.bptt=300"], ["data.batch_size=8 (5 for this text)", "3 processes", "=6"]),
+        (["task=lr_find"], ["task='lr_find' looks at a run in one process", "trainer.devices=1"]),
+        (["trainer.devices=3", "data.bptt=300"], ["batch_size=8 (5 for this text)", "3 processes", "batch_size=3"]),
+        (["trainer.devices=6", "data.bptt=300"], ["6 processes", "start at most 5, or lower data.bptt=300"]),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused(
@@ -355,6 +368,21 @@ def test_jobs_of_a_multirun_and_python_train_in_one_process(run: Run, capsys: py
     assert "the jobs of a multirun train in one process each; leave out trainer=ddp" in capsys.readouterr().err
     with pytest.raises(UsageError, match="start several with python train.py trainer=ddp trainer.devices=2"):
         charlm.train(*options, folder=run.folder)
+
+
+def test_batch_normalisation_in_several_processes_is_announced() -> None:
+    network, options = torch.nn.Sequential(torch.nn.BatchNorm1d(3)), TrainerOptions(devices=2, strategy="ddp")
+    assert notices(options, network) and not notices(options, torch.nn.Linear(2, 2))
+    assert not notices(TrainerOptions(), network)
+
+
+def test_another_checkpoint_is_noticed(tmp_path: Path) -> None:
+    settings, _ = compose_job(["trainer=ddp", "trainer.devices=2"], tmp_path / "run")
+    path, seen = tmp_path / "last.ckpt", []
+    for content in (b"a", b"a", b"b"):
+        path.write_bytes(content)
+        seen.append(Together(settings, "", tmp_path, path)._same)
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_more_gpus_than_there_are_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

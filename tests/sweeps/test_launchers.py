@@ -29,7 +29,7 @@ from charlm.sweeps.folder import SweepFolder
 from charlm.sweeps.launchers import OneByOne
 from charlm.sweeps.planning import check_launcher, jobs_at_once, threads_each
 from tests.faults.compare import differences
-from tests.helpers import ROOT, SMALL
+from tests.helpers import ROOT, SMALL, of_extra
 from tests.programs import environment, program
 from tests.sweeps.test_sweeps import start, table, wait_for_checkpoint
 
@@ -103,7 +103,7 @@ def wait_until_gone(*words: str) -> None:
 def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(
     grid: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    of_extra("slurm", "hydra_plugins.hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
     process = start(*grid, SUBMITIT, f"hydra.sweep.dir={sweep}", tmp_path=tmp_path)
     for number in (0, 1):
@@ -129,7 +129,7 @@ def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(
 def test_a_stopped_and_then_killed_sweep_leaves_no_process_and_goes_on(
     grid: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    of_extra("slurm", "hydra_plugins.hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
     process = start(*grid, SUBMITIT, f"hydra.sweep.dir={sweep}", tmp_path=tmp_path)
     wait_for_checkpoint(sweep, 1)
@@ -180,7 +180,7 @@ def kill(node: subprocess.Popen[bytes]) -> None:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """The address and the nodes of a Ray cluster: a head and a worker, a core each, in another folder than ours."""
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    of_extra("ray", "hydra_plugins.hydra_ray_launcher")
     monkeypatch.setenv("HOME", str(tmp_path))  # where Ray keeps the token of another cluster
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -227,7 +227,7 @@ def test_jobs_of_a_killed_ray_node_go_on_elsewhere(
 
 
 def test_a_ray_cluster_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    of_extra("ray", "hydra_plugins.hydra_ray_launcher")
     ray = ["hydra/launcher=ray", "hydra.launcher.ray.init.address=127.0.0.1:9"]
     began = time.monotonic()
     done = program("train.py", "-m", "seed=1,2", *ray, cwd=tmp_path, env=environment(tmp_path))
@@ -283,7 +283,7 @@ def test_what_a_launcher_would_refuse_for_every_job_is_refused_at_once(
 
 
 def test_a_refused_sweep_leaves_no_folder(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    of_extra("slurm", "hydra_plugins.hydra_submitit_launcher")
     for option, words in {
         "nodes=2": "this machine is one",
         "nonsense=2": "write +hydra.launcher.nons",

@@ -25,10 +25,10 @@ from charlm.sweeps.command import expanded_search
 from charlm.sweeps.folder import SWEEP, JobRecord, SweepFolder
 from charlm.sweeps.search_results import importances
 from tests.faults.compare import differences
-from tests.helpers import ROOT, SMALL, run_train, summary
+from tests.helpers import ROOT, SMALL, of_extra, run_train, summary
 from tests.programs import begin, environment, program
 
-optuna = pytest.importorskip("optuna")
+optuna = of_extra("sweep", "optuna")
 from charlm.sweeps.study import Halving, Trials  # noqa: E402
 
 LR = "optimizer.lr: {low: 1e-5, high: 1e-1, log: true}"
@@ -66,6 +66,14 @@ def wait_until(condition: Any) -> None:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert condition()
+
+
+def test_a_range_ends_at_its_last_step() -> None:
+    """Optuna would warn, and a value would be checked that is never drawn."""
+    whole = SearchOptions(space={"model.layers": {"low": 1, "high": 8, "step": 2}}).parameters()
+    assert whole["model.layers"] == Range(1, 7, False, 2)
+    part = SearchOptions(space={"model.dropout": {"low": 0.0, "high": 0.5, "step": 0.1}}).parameters()
+    assert part["model.dropout"] == Range(0.0, pytest.approx(0.5), False, 0.1)
 
 
 def test_a_search_finds_the_learning_rate_and_says_what_matters(base: list[str], tmp_path: Path) -> None:

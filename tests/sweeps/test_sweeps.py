@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.errors import HydraException
@@ -20,12 +21,12 @@ from hypothesis import strategies as st
 import charlm
 from charlm.errors import UsageError
 from charlm.plot import main
-from charlm.run.compose import cores
+from charlm.run.compose import compose_job, cores, with_own_threads
 from charlm.run.suggest import explain
 from charlm.sweeps import results, watch
 from charlm.sweeps.folder import JobRecord, Status, SweepFolder
 from tests.faults.compare import differences
-from tests.helpers import ROOT, SMALL, run_train, summary
+from tests.helpers import ROOT, SMALL, of_extra, run_train, summary
 from tests.programs import begin, environment, in_terminal, program, read_until
 
 NAMES = ["optimizer.lr", "model", "seed", "data.bptt"]
@@ -108,6 +109,14 @@ def test_the_columns_are_the_settings_that_differ(jobs: list[tuple[dict[str, str
         assert group["seeds"] == len(of) and group["mean"] == pytest.approx(statistics.fmean(of))
 
 
+def test_losses_of_training_come_after_those_of_validation() -> None:
+    overrides = [["data.val=0"], ["data.val=0.1"], ["data.val=0.2"]]
+    records = [JobRecord(n, overrides[n], "", "finished", nats=nats) for n, nats in enumerate((1.2, 1.5, 1.4))]
+    records[0].loss = "best_train_nats"
+    rows = results.rows(records, results.loss_name(records))
+    assert [(row["job"], row["best_nats"]) for row in rows] == [(2, 1.4), (1, 1.5), (0, 1.2)]
+
+
 def start(*arguments: str, tmp_path: Path, cwd: Path = ROOT) -> subprocess.Popen[str]:
     return begin("-m", *arguments, env=environment(tmp_path), cwd=cwd)
 
@@ -179,7 +188,7 @@ def test_closing_the_terminal_saves_the_job(base: list[str], tmp_path: Path) -> 
 
 
 def test_a_worker_that_is_killed_is_reported(base: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    of_extra("sweep", "hydra_plugins.hydra_joblib_launcher")
     sweep = tmp_path / "sweep"
     process = start(
         "seed=1,2", *base, "trainer.max_epochs=1000", *JOBLIB, f"hydra.sweep.dir={sweep}", tmp_path=tmp_path
@@ -300,7 +309,7 @@ def test_one_sweep_is_run_by_one_process(base: list[str], tmp_path: Path) -> Non
 
 
 def test_several_jobs_at_once_share_the_cores(base: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    of_extra("sweep", "hydra_plugins.hydra_joblib_launcher")
     sweep = tmp_path / "sweep"
     grid = ["seed=1,2,3,4", *base, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={sweep}"]
     done = program("train.py", "-m", *grid, env=environment(tmp_path))
@@ -312,11 +321,21 @@ def test_several_jobs_at_once_share_the_cores(base: list[str], tmp_path: Path) -
     assert {record["status"] for record in began} == {"finished"}
 
 
+@pytest.mark.parametrize(
+    ("override", "alone", "beside_others"),
+    [("seed=1", "auto", 3), ("trainer.threads=7", 7, 7), ("trainer.threads=auto", "auto", "auto")],
+)
+def test_a_job_beside_others_has_a_number_of_threads(override: str, alone: Any, beside_others: Any) -> None:
+    settings, job = compose_job([override], "run")
+    assert with_own_threads(settings, job, None).trainer.threads == alone
+    assert with_own_threads(settings, job, 3).trainer.threads == beside_others
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_sweeps_that_are_really_killed_end_as_if_they_had_not_been(launcher: str) -> None:
     if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        of_extra("sweep", "hydra_plugins.hydra_joblib_launcher")
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.sweeps", "--kills", "3", "--launcher", launcher],
         cwd=ROOT,

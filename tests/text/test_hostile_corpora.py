@@ -7,6 +7,7 @@ permissions are real. docs/reliability.md selects these tests by name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import gzip
 import hashlib
@@ -415,7 +416,9 @@ except UsageError as error:
 
 def child(*urls: str, room: int = 0, patience: float = 60) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-c", CHILD, str(room), str(patience), NAME, SHA, *urls]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which tests that run at once ignore
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(arguments, cwd=ROOT, text=True, preexec_fn=heeding, **pipes)
 
 
 def test_processes_that_download_the_same_at_once_all_get_it(server: Server, cache: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from charlm.errors import UsageError
 from charlm.training.parameter_groups import current_lr
+from charlm.training.ranks import GPU_INTERVAL
 
 EXPLODED = 3.0  # times the loss of a uniform guess …
 PATIENCE = 100  # … for this many steps in a row
-GPU_INTERVAL = 50  # steps between two checks on a GPU: each one waits for the device
 
 
 class Diverged(UsageError):

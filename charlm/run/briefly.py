@@ -21,25 +21,37 @@ from charlm.run.resume import fresh
 from charlm.run.settings import Settings
 from charlm.training import random_state
 from charlm.training.callbacks.terminal import device_name
+from charlm.training.interrupt import Interrupt
 from charlm.training.module import CharLM
 
-EPOCHS = 10**6  # the callback, or `steps`, ends the trial
+EPOCHS = 10**6  # the observer, or `steps`, ends training
 
 
-def trial(
+class Stop(pl.Callback):
+    """Raises Interrupted after the step in which `stopping` becomes true."""
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self.interrupt = Interrupt(stopping)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Ask."""
+        self.interrupt.check()
+
+
+def train_briefly(
     console: Console,
     settings: Settings,
     job: Job,
-    watch: Callable[[Callable[[], None]], pl.Callback],
+    observer: Callable[[Callable[[], None]], pl.Callback],
     *,
     batches: int,
     steps: int = -1,
     prepare: Callable[[CharLM], None] = lambda model: None,
     profiler: Profiler | None = None,
 ) -> tuple[Path, str]:
-    """Train a new model as `settings` describe, watched by one callback and changed by `prepare`, without validation.
+    """Train a new model as `settings` describe, changed by `prepare`, without validation.
 
-    `watch` makes the callback, which calls its argument after each of the expected `batches` (for the bar); training
+    `observer` makes a callback, which calls its argument after each of the expected `batches` (for the bar); training
     ends after `steps` optimiser steps or where the callback stops it. The random generators are restored. Returns the
     run folder and a description of the model. Raises UsageError like `charlm.run.experiment.run`.
     """
@@ -51,7 +63,8 @@ def trial(
     options = built.settings.trainer.model_copy(update=unlimited)
     with claimed(plan.folder, new=True), quiet(), Progress(console=console, transient=True) as bar:
         task = bar.add_task(settings.task, total=batches)
-        trainer = build_trainer(options, plan.folder, [watch(lambda: bar.advance(task))], None, validate=False)
+        callbacks = [observer(lambda: bar.advance(task)), Stop(job.stopping)]
+        trainer = build_trainer(options, plan.folder, callbacks, None, validate=False)
         if profiler is not None:
             changed: Any = trainer
             changed.profiler = profiler
