@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
 import platform
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +34,7 @@ from charlm.sweeps.recording import recorded
 from charlm.training.interrupt import Interrupted
 
 PATIENCE = 60  # seconds to wait for a process that still trains this job, after the sweep's own was killed
+busy = threading.Lock()  # held while a job runs in this process
 LOSSES = {"train": "best_val_nats", "lr_find": "smoothed_nats", "profile": "seconds_per_character"}
 
 
@@ -63,7 +66,7 @@ def perform_job(config: DictConfig) -> float:
 
     value = math.inf
     try:
-        with alone(sweep.jobs / f"{number}.lock", stopping):
+        with busy, alone(sweep.jobs / f"{number}.lock", stopping):
             earlier = sweep.read(number)
             same = earlier if earlier and earlier.is_of(record.settings, record.folder) else None
             if same and same.status == "finished" and ((folder / "summary.json").is_file() or config.task != "train"):
@@ -122,10 +125,24 @@ def in_this_process(path: Path) -> SweepFolder:
     def pass_on(number: int, frame: FrameType | None) -> None:
         sweep.stop(number)
 
+    end_with(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
     return sweep
+
+
+@functools.cache
+def end_with(parent: int) -> None:
+    """End this process once `parent` has ended and no job runs here. joblib's workers would wait for it for ever."""
+
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        with busy:
+            os._exit(1)
+
+    threading.Thread(target=watch_parent, daemon=True).start()
 
 
 @contextmanager

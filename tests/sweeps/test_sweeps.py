@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from charlm.plot import main
 from charlm.run.compose import compose_job, cores, with_own_threads
 from charlm.run.suggest import explain
 from charlm.sweeps import results, watch
-from charlm.sweeps.folder import JobRecord, Status, SweepFolder
+from charlm.sweeps.folder import PROCESS, JobRecord, Status, SweepFolder
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL, of_extra, run_train, summary
 from tests.programs import begin, environment, in_terminal, program, read_until
@@ -205,6 +207,34 @@ def test_a_worker_that_is_killed_is_reported(base: list[str], tmp_path: Path) ->
         and f"resume={os.path.relpath(sweep, ROOT)}" in err
     )
     assert "running" not in {record.status for record in SweepFolder(sweep).records().values()}
+
+
+def test_the_workers_of_a_killed_sweep_end(base: list[str], tmp_path: Path) -> None:
+    of_extra("sweep", "hydra_plugins.hydra_joblib_launcher")
+    sweep = tmp_path / "sweep"
+    options = ["seed=1,2", *base, "trainer.max_epochs=1000", *JOBLIB, f"hydra.sweep.dir={sweep}"]
+    process = start(*options, tmp_path=tmp_path)
+    wait_for_checkpoint(sweep, 0)
+    wait_for_checkpoint(sweep, 1)
+    workers = started_by(process.pid)
+    process.kill()
+    process.communicate()
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 60
+    while started_by(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert {record.status for record in SweepFolder(sweep).records().values()} == {"interrupted"}
+
+
+def started_by(process: int) -> list[int]:
+    """The processes with the environment of the sweep that this one runs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"{PROCESS}={platform.node()}:{process}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_other_settings_are_no_finished_job(base: list[str], tmp_path: Path) -> None:
