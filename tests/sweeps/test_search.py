@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -273,6 +274,7 @@ def test_a_stopped_search_says_how_to_go_on(base: list[str], tmp_path: Path) -> 
     command = [*base, "task=search", f"search.space={{{LR}}}", "search.trials=3", "trainer.max_epochs=12"]
     process = begin(*command, f"hydra.run.dir={folder}", env=environment(tmp_path))
     wait_until(lambda: list(folder.glob("1_*/metrics.csv")))
+    assert SweepFolder(folder).locked()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (
@@ -293,6 +295,8 @@ def test_the_same_command_goes_on_with_an_unfinished_search(tmp_path: Path, monk
     kept = SweepFolder(Path("searches/2026-01-31_12-00-00_lstm_text"))
     kept.write_command({"overrides": command, "options": {}, "ended": False})
     assert expanded_search(command) == [*command, f"hydra.run.dir={kept.path}"]
+    with FileLock(kept.jobs / "lock"):  # a process works on it: the same command starts another search
+        assert expanded_search(command) == command
     assert expanded_search([*command, "seed=1"]) == [*command, "seed=1"]
     assert expanded_search([*command, "hydra.run.dir=x/y"]) == [*command, "hydra.run.dir=x/y"]
     longer = expanded_search([f"resume={kept.path}", "search.trials=5"])
