@@ -60,7 +60,8 @@ def as_one_of_several() -> Iterator[None]:
     if status and status < 128 and said.getvalue():
         parent_ended(PATIENCE)
         print(f"error: process {RANK}: {said.getvalue().removeprefix('error: ')}", end="", file=sys.stderr, flush=True)
-    raise SystemExit(status)
+    if status:
+        os._exit(status)  # C++ would complain of threads that still wait for other ranks
 
 
 def parent_ended(seconds: float) -> bool:

@@ -449,8 +449,8 @@ def test_a_process_that_is_stopped_in_a_download_leaves_nothing(
     process = child(server.url("/", page))
     assert reached.wait(30)
     process.send_signal(signal_)
-    process.communicate()
-    assert process.returncode == -signal_
+    said = process.communicate()
+    assert process.returncode == -signal_, said
     assert list(cache.iterdir()) == []
     assert get(server.url("/good")) == TEXT.decode()
 
