@@ -8,12 +8,13 @@ DistributedDataParallel, which overlaps the two. All times are medians.
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ NETWORKS = {"1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}  # byt
 def median(act: Callable[[], Any], seconds: float = 3.0) -> float:
     """The median time of some calls, in seconds, after two that warm up."""
     times: list[float] = []
-    act(), act()  # noqa: B018
+    act()
+    act()
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(times) < 5:
         began = time.perf_counter()
@@ -87,8 +89,8 @@ def measure(rank: int, world: int, rows: int, port: int) -> None:
                 found[f"compute, {rows // share} rows"] = median(step(network, rows // share))
         flat, small = torch.zeros(size), torch.zeros(2, dtype=torch.float64)
         found["compute, all processes at once"] = agreed(12, step(network, rows // world))
-        found["all-reduce of the gradients"] = agreed(30, lambda flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
-        found["all-reduce of two numbers"] = agreed(200, lambda small=small: dist.all_reduce(small))  # type: ignore[misc]
+        found["all-reduce of the gradients"] = agreed(30, partial(dist.all_reduce, flat))
+        found["all-reduce of two numbers"] = agreed(200, partial(dist.all_reduce, small))
         found["DistributedDataParallel"] = agreed(12, step(DistributedDataParallel(network), rows // world))
         lines.setdefault("gradients, MB", []).append(f"{4 * size / 1e6:.2f}")
         for name, seconds in found.items():
@@ -107,11 +109,14 @@ def measure(rank: int, world: int, rows: int, port: int) -> None:
 
 def main() -> None:
     """Measure with the numbers on the command line."""
-    world, rows = [*map(int, sys.argv[1:]), 2, 64][:2] if len(sys.argv) != 2 else (int(sys.argv[1]), 64)
+    parser = argparse.ArgumentParser(prog="python benchmarks/communication.py", description=__doc__)
+    parser.add_argument("processes", type=int, nargs="?", default=2)
+    parser.add_argument("rows", type=int, nargs="?", default=64)
+    asked = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(measure, (world, rows, port), nprocs=world)
+    torch.multiprocessing.spawn(measure, (asked.processes, asked.rows, port), nprocs=asked.processes)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def combine_cycles(
 
 def validation_loss(network: Network, data: CharDataModule, settings: Settings, folder: Path) -> float:
     """Nats per character, on the same batches and with the same precision as val/nats in training."""
-    model = CharLM(network, optimizer=lambda parameters: None)  # type: ignore[arg-type, return-value]
+    model = CharLM(network)
     trainer = build_trainer(settings.trainer, folder.parent, [], None, validate=True)
     with interruptible(trainer):
         return float(trainer.validate(model, datamodule=data, verbose=False)[0]["val/nats"])

@@ -120,8 +120,8 @@ def run(settings: Settings, job: Job) -> Result:
             with listening, others(settings.trainer):
                 fit(trainer, model, data, plan.checkpoint, observers)
             with contextlib.suppress(Exception):  # a failing report must not cost the run its summary
-                profiler = trainer.profiler  # type: ignore[attr-defined]  # Lightning sets it undeclared
-                console.print(profiler.summary() or "", markup=False, end="")
+                undeclared: Any = trainer
+                console.print(undeclared.profiler.summary() or "", markup=False, end="")
             if not history.rows:
                 raise UsageError(
                     "trainer.limit_train_batches or overfit_batches: these limits leave no batch to train on"

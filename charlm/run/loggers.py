@@ -149,7 +149,8 @@ class Wandb(WandbLogger):
     """Lightning's W&B logger on a run in another thread."""
 
     def __init__(self, thread: WandbThread) -> None:
-        super().__init__(experiment=thread)  # type: ignore[arg-type]  # it has all that Lightning uses of a W&B run
+        run: Any = thread  # it has all that Lightning uses of a W&B run
+        super().__init__(experiment=run)
         self._run_thread = thread
 
     def upload(self, folder: Path) -> tuple[str, str] | None:

@@ -100,16 +100,21 @@ class Together(pl.Callback):
     """Refuses to train in processes whose texts, options or checkpoints differ. `folder` is that of rank 0."""
 
     def __init__(self, settings: Settings, sha256: str, folder: Path, checkpoint: Path | None) -> None:
-        options = json.dumps(settings.model_dump(exclude={"resume": True, "trainer": {"threads"}}), default=str)
-        resumed = "" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        self.folder, self._same = str(folder), (sha256, options, resumed, torch.__version__)
+        self.settings, self.sha256, self.folder, self.checkpoint = settings, sha256, str(folder), checkpoint
+
+    def same(self) -> tuple[str, ...]:
+        """What all processes must have in common."""
+        options = json.dumps(self.settings.model_dump(exclude={"resume": True, "trainer": {"threads"}}), default=str)
+        resumed = "" if self.checkpoint is None else hashlib.sha256(self.checkpoint.read_bytes()).hexdigest()
+        return self.sha256, options, resumed, str(torch.__version__)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compare this process with rank 0."""
         if stage != "fit":
             return
-        self.folder, *same = trainer.strategy.broadcast((self.folder, *self._same))
-        if highest(trainer, int(tuple(same) != self._same)):
+        own = self.same()
+        self.folder, *first = trainer.strategy.broadcast((self.folder, *own))
+        if highest(trainer, int(tuple(first) != own)):
             raise UsageError(
                 "the processes of this run have different texts, options, checkpoints or versions of torch: give every "
                 "machine the same command, text, checkpoint and environment"

@@ -97,14 +97,15 @@ class Trials:
         self._locks = folder / ".jobs"
         self._claims: dict[int, FileLock] = {}
         journal = folder / "journal.log"
-        lock = FileLock(self._locks / "journal.lock")  # a killed process releases it at once, unlike Optuna's own
+        # A killed process releases it at once, unlike Optuna's own. Of a lock, Optuna calls only acquire and release.
+        lock: Any = FileLock(self._locks / "journal.lock")
         with lock:
             mend(journal)
         pruners = {"median": MedianPruner(options.startup), "halving": Halving(options.startup), None: NopPruner()}
         try:
             self.study = optuna.create_study(
                 study_name="search",
-                storage=JournalStorage(JournalFileBackend(str(journal), lock)),  # type: ignore[arg-type]
+                storage=JournalStorage(JournalFileBackend(str(journal), lock)),
                 sampler=Repeatable(options),
                 pruner=pruners[options.pruner],
                 load_if_exists=True,

@@ -28,6 +28,8 @@ from charlm.training.parameter_groups import ParameterGroups, build_optimizer
 from charlm.training.ranks import add_up, several
 from charlm.training.schedulers import build_scheduler
 
+ADAM = partial(Adam, lr=1e-3)
+
 
 class CharLM(pl.LightningModule):
     """Trains a network to predict the next character by truncated BPTT, carrying its state from batch to batch.
@@ -44,7 +46,7 @@ class CharLM(pl.LightningModule):
     def __init__(
         self,
         network: Network,
-        optimizer: Callable[[list[Any]], Optimizer] = partial(Adam, lr=1e-3),  # noqa: B008  # never changed
+        optimizer: Callable[[list[Any]], Optimizer] = ADAM,
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         interval: str = "epoch",
         groups: ParameterGroups | None = None,

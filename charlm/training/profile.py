@@ -6,7 +6,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +38,7 @@ class Row(NamedTuple):
 class Phases(PassThroughProfiler):
     """Names Lightning's phases, such as the callbacks' hooks, in the trace."""
 
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+    def profile(self, action_name: str) -> Any:
         """Record what happens in this context under that name."""
         return record_function(action_name)
 

@@ -164,15 +164,16 @@ def warm(optimizer: Optimizer, rising: int, total: int, shape: Callable[[int, in
     number of steps until the end of the run; the minimum is reached just after the last one.
     """
 
-    def factor(step: int, floor: float) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return floor + (1 - floor) * shape(min(step, total) - rising, total - rising)
+    def factor(floor: float) -> Callable[[int], float]:
+        def at(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            return floor + (1 - floor) * shape(min(step, total) - rising, total - rising)
+
+        return at  # a plain function: LambdaLR saves the attributes of other callables
 
     lowest(optimizer, eta_min)
-    floors = [eta_min / group["lr"] if eta_min else 0.0 for group in optimizer.param_groups]
-    # Plain functions: LambdaLR saves the attributes of other callables.
-    return LambdaLR(optimizer, [lambda step, floor=floor: factor(step, floor) for floor in floors])  # type: ignore[misc]
+    return LambdaLR(optimizer, [factor(eta_min / group["lr"] if eta_min else 0.0) for group in optimizer.param_groups])
 
 
 def steps_of(name: str, value: int | float, total: int) -> int:

@@ -381,7 +381,7 @@ def test_another_checkpoint_is_noticed(tmp_path: Path) -> None:
     path, seen = tmp_path / "last.ckpt", []
     for content in (b"a", b"a", b"b"):
         path.write_bytes(content)
-        seen.append(Together(settings, "", tmp_path, path)._same)
+        seen.append(Together(settings, "", tmp_path, path).same())
     assert seen[0] == seen[1] != seen[2]
 
 

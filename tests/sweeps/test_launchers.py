@@ -100,14 +100,20 @@ def wait_until_gone(*words: str) -> None:
         time.sleep(0.05)
 
 
-def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(
-    grid: list[str], unbroken: Path, tmp_path: Path
-) -> None:
+def begun(grid: list[str], tmp_path: Path) -> tuple[Path, subprocess.Popen[str]]:
+    """A sweep whose two jobs run in processes of submitit, and have saved; and its process."""
     of_extra("slurm", "hydra_plugins.hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
     process = start(*grid, SUBMITIT, f"hydra.sweep.dir={sweep}", tmp_path=tmp_path)
     for number in (0, 1):
         wait_for_checkpoint(sweep, number)
+    return sweep, process
+
+
+def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(
+    grid: list[str], unbroken: Path, tmp_path: Path
+) -> None:
+    sweep, process = begun(grid, tmp_path)
     preempted, killed = job_process(sweep, 0), job_process(sweep, 1)
     os.kill(preempted, signal.SIGUSR1)
     os.kill(killed, signal.SIGKILL)
@@ -129,10 +135,7 @@ def test_submitit_requeues_a_preempted_job_and_goes_on_without_a_killed_one(
 def test_a_stopped_and_then_killed_sweep_leaves_no_process_and_goes_on(
     grid: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
-    of_extra("slurm", "hydra_plugins.hydra_submitit_launcher")
-    sweep = tmp_path / "sweep"
-    process = start(*grid, SUBMITIT, f"hydra.sweep.dir={sweep}", tmp_path=tmp_path)
-    wait_for_checkpoint(sweep, 1)
+    sweep, process = begun(grid, tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT and "Traceback" not in err, err
