@@ -33,7 +33,8 @@ class Job:
     `number` and `sweep`, a folder, identify a job of a multirun, of which so many as `parallel` run at once on this
     machine. `report` is told how far the run is, and `stopping` is asked whether it shall stop; `signals` says whether
     the run itself handles them. A search's `hopeless` is told the number and the loss of each validation, and says
-    whether the run shall end. `substitute` composes the settings with a corpus that needs no download; it is None if
+    whether the run shall end; `between` is told the number and the loss of each epoch once another one begins, after
+    ``last.ckpt`` was written. `substitute` composes the settings with a corpus that needs no download; it is None if
     the user or an experiment names the corpus.
     """
 
@@ -47,6 +48,7 @@ class Job:
     stopping: Callable[[], bool] = lambda: False
     signals: bool = True
     hopeless: Callable[[int, float], bool] | None = None
+    between: Callable[[int, float], None] | None = None
     substitute: Callable[[], Settings] | None = None
     hydra: dict[str, Any] | None = None  # Hydra's own config, for .hydra/hydra.yaml
 

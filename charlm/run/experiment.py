@@ -100,7 +100,7 @@ def run(settings: Settings, job: Job) -> Result:
         built.header["processes"] = f"{world}, each with {data.rows['train'] // world} rows of a batch"
         callbacks = [together, *(c for c in callbacks if not (other and isinstance(c, REPORTERS)))]
     if job.report is not None:
-        callbacks.append(Progress(history, job.report))
+        callbacks.append(Progress(history, job.report, job.between))
     trainer = build_trainer(settings.trainer, folder, callbacks, store, validate=validate)
     for notice in [*plan.notices, *data.notices, *notices(settings.trainer, model.network)]:
         warn(notice)

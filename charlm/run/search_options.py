@@ -14,6 +14,16 @@ from charlm.checkpoint.paths import quoted
 from charlm.errors import OptionError
 from charlm.options import Count, Options, Positive, PositiveInt, Seed
 
+POPULATION = "population"
+CHANGEABLE = (  # what can change while a model trains, besides dropout
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.momentum",
+    "optimizer.betas",
+    "optimizer.eps",
+    "objective.l2",
+    "trainer.gradient_clip_val",
+)
 DIGITS = 3  # significant digits of the numbers that are tried
 RANGE = ("low", "high", "log", "step")
 
@@ -45,12 +55,15 @@ class SearchOptions(Options):
     """Runs, those that were pruned included. A search that is resumed can be given more."""
     minutes: Positive | None = None
     """Minutes after which no further trial begins; null: no limit."""
+    engine: Literal["optuna", "ray"] = "optuna"
+    """Where trials run: in this process (and others that share the search), or on a Ray cluster, by Ray Tune."""
     sampler: Literal["tpe", "random"] = "tpe"
     """How settings are drawn: by what worked so far (a tree-structured Parzen estimator), or at random."""
-    pruner: Literal["median", "halving"] | None = "median"
-    """Trials that end early: those above the median, or (halving) all but the best third at validation 3, 9, 27 etc."""
+    pruner: Literal["median", "halving", "population"] | None = "median"
+    """Trials that end early: those above the median, or (halving) all but the best third at validation 3, 9, 27 etc.;
+    population (with engine=ray): none, but bad ones go on from good ones, with other settings."""
     warmup: Count = 2
-    """Validations at the beginning of a trial after which it does not end early, because much may still change."""
+    """Validations (population: epochs) at the beginning that decide nothing, because much may still change."""
     startup: Count = 5
     """Finished trials before the sampler and the pruner learn from them."""
     seed: Seed = 0
@@ -58,7 +71,14 @@ class SearchOptions(Options):
 
     @model_validator(mode="after")
     def _space_is_valid(self) -> SearchOptions:
-        self.parameters()
+        space = self.parameters()
+        if self.pruner == POPULATION:
+            if self.engine != "ray":
+                raise OptionError("pruner", "needs search.engine=ray", self.pruner)
+            if space and not any(map(changeable, space)):
+                raise OptionError("pruner", f"needs {' or '.join(CHANGEABLE)} or dropout in search.space", self.pruner)
+            if self.trials < 2:
+                raise OptionError("trials", "must be at least 2 for a population", self.trials)
         return self
 
     def parameters(self) -> Space:
@@ -111,6 +131,11 @@ def _parameter(name: str, value: Any) -> Range | Choices:
         steps = math.floor((found.high - found.low) / found.step + 1e-9)
         found = found._replace(high=found.low + steps * found.step)  # the highest that is reached
     return found
+
+
+def changeable(name: str) -> bool:
+    """Whether an option can change while a model trains."""
+    return name in CHANGEABLE or name.endswith("dropout")
 
 
 def written(value: Any) -> str:

@@ -30,7 +30,7 @@ class Display:
     ) -> None:
         self.console, self.records, self.names, self.noun = console, records, names, noun
         # Of those that run, it is said that they go on.
-        self._said: dict[int, str] = {r.number: r.status for r in records() if r.status != "running"}
+        self._said = {r.number: self._line(r) for r in records() if r.status != "running"}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -59,13 +59,15 @@ class Display:
     def say(self, records: Sequence[JobRecord]) -> None:
         """Print a line for every job that began or ended, unless a live table showed it."""
         for record in records if not self.console.is_terminal else ():
-            if record.status == self._said.get(record.number, "waiting"):
-                continue
-            self._said[record.number] = record.status
-            line = f"{self.noun} {record.number} {record.status}"
-            if record.status in ("finished", "pruned") and record.nats is not None:
-                line += f", {record.nats:.4f} nats/char, {counted(record.epoch, 'epoch')}, {duration(record.seconds)}"
-            if record.error:
-                line += f": {record.error}"
-            line = f"{line}   {described(record.overrides, self.names)}".rstrip()
-            self.console.print(line, markup=False, soft_wrap=True)
+            line = self._line(record)
+            if record.status != "waiting" and line != self._said.get(record.number):
+                self._said[record.number] = line
+                self.console.print(line, markup=False, soft_wrap=True)
+
+    def _line(self, record: JobRecord) -> str:
+        line = f"{self.noun} {record.number} {record.status}"
+        if record.status in ("finished", "pruned") and record.nats is not None:
+            line += f", {record.nats:.4f} nats/char, {counted(record.epoch, 'epoch')}, {duration(record.seconds)}"
+        if record.error:
+            line += f": {record.error}"
+        return f"{line}   {described(record.overrides, self.names)}".rstrip()

@@ -21,6 +21,7 @@ from charlm.checkpoint.storage import replace_file
 from charlm.errors import UsageError
 
 Status = Literal["waiting", "running", "finished", "pruned", "diverged", "failed", "interrupted"]
+ENDED = ("finished", "pruned", "diverged", "failed")  # statuses of a job or trial that does not go on
 PROCESS = "CHARLM_SWEEP_PROCESS"  # the environment variable that tells a job's process which one has begun it
 LOOK = 1.0  # seconds between two looks at the disk, for what is asked at every training step
 

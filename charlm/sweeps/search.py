@@ -6,14 +6,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from charlm.checkpoint.paths import model_name, resume_command, run_name
+from charlm.checkpoint.paths import resume_command
 from charlm.errors import UsageError
 from charlm.run.compose import Job
 from charlm.run.environment import WORLD
@@ -23,19 +23,14 @@ from charlm.run.settings import Settings
 from charlm.run.suggest import option_of
 from charlm.sweeps.command import EXTENDABLE
 from charlm.sweeps.display import Display, new_console
-from charlm.sweeps.folder import SEARCH, JobRecord, SweepFolder
+from charlm.sweeps.folder import ENDED, SEARCH, JobRecord, SweepFolder
 from charlm.sweeps.search_results import SearchResult, conclude
 from charlm.sweeps.space import check_space, fixed
-from charlm.sweeps.trial import run_trial
+from charlm.sweeps.trial import check_some_work, new_record, run_trial
 from charlm.training.interrupt import Interrupt, Interrupted
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
-
     from charlm.sweeps.study import Trials
-
-ENDED = ("finished", "pruned", "diverged", "failed")
-FAILURES = 3  # trials that may fail before one has worked
 
 
 def search(settings: Settings, job: Job) -> SearchResult:
@@ -52,6 +47,7 @@ def search(settings: Settings, job: Job) -> SearchResult:
         from charlm.sweeps.study import Trials
     except ModuleNotFoundError as error:
         raise UsageError(f"task=search needs {error.name}: install it with pip install -e '.[sweep]'") from None
+    engine = work if options.engine == "optuna" else engine_of_ray()
     if job.hydra is not None and own_configs(job.hydra["hydra"]):
         raise UsageError("task=search takes its configs from conf/ only: leave out -cn, --config-dir and the like")
     if WORLD > 1:
@@ -61,13 +57,16 @@ def search(settings: Settings, job: Job) -> SearchResult:
     folder = SweepFolder(Path(os.path.relpath(job.folder)))
     alone = open_folder(folder, job, options)
     first = FileLock(folder.jobs / "lock", timeout=0)  # the same command, typed again meanwhile, starts a new search
-    with suppress(Timeout):
+    try:
         first.acquire()
+    except Timeout:
+        if options.engine == "ray":
+            raise UsageError(f"{folder.path} is run by another process: more machines join its Ray cluster") from None
     trials, interrupt, problem = Trials(folder.path, options), Interrupt(), None
     display = Display(new_console(), lambda: records(folder, options.trials), list(space), "trial")
     try:
         with display, interrupt.listening():
-            work(folder, trials, settings, job, base, interrupt)
+            engine(folder, trials, settings, job, base, interrupt)
     except Interrupted:
         if interrupt.signal is None:
             raise
@@ -84,6 +83,15 @@ def search(settings: Settings, job: Job) -> SearchResult:
     if problem is not None or result is None:
         raise problem or UsageError(f"no trial was finished; resume with {resume_command(folder.path)}")
     return result
+
+
+def engine_of_ray() -> Callable[..., None]:
+    """What runs the trials in a Ray cluster. Raises UsageError if Ray Tune is not installed."""
+    try:
+        from charlm.sweeps.tune import work
+    except ImportError:
+        raise UsageError("search.engine=ray needs Ray Tune: install it with pip install -e '.[sweep,ray]'") from None
+    return work
 
 
 def own_configs(hydra: dict[str, Any]) -> bool:
@@ -144,20 +152,10 @@ def work(
                 return
             record = folder.read(trial.number) or new_record(trial, trials, settings, job, base)
             if record.status not in ENDED:  # else it ended just before its process was killed
-                run_trial(folder, trials, trial, record, lambda: interrupt.signal is not None)
+                hopeless = partial(trials.hopeless, trial) if settings.search.pruner else None
+                run_trial(folder, record, lambda: interrupt.signal is not None, hopeless=hopeless)
             trials.tell(trial, record)
-        found = list(folder.records().values())
-        if len(found) >= FAILURES and all(record.status == "failed" for record in found):
-            raise UsageError(f"the first {len(found)} trials failed, the last one with: {found[-1].error}")
-
-
-def new_record(trial: Trial, trials: Trials, settings: Settings, job: Job, base: list[str]) -> JobRecord:
-    """The record of a trial that has not begun."""
-    chosen = trials.settings(trial)
-    overrides = [*base, *(f"{name}={value}" for name, value in chosen.items())]
-    model = model_name(chosen.get("model", job.model), overrides)
-    folder = f"{trial.number}_{run_name('train', settings.init_from, model)}_{settings.data.name}"
-    return JobRecord(trial.number, overrides, folder, model=model)
+        check_some_work(folder)
 
 
 def records(folder: SweepFolder, trials: int) -> list[JobRecord]:

@@ -18,7 +18,7 @@ from charlm.checkpoint.storage import replace_file
 from charlm.curves import TRAIN, VAL, new_figure, quiet_matplotlib, rendered, set_text, shortened
 from charlm.inference.html import card, image
 from charlm.output import print_command, print_facts, print_table
-from charlm.run.search_options import Range, Space
+from charlm.run.search_options import POPULATION, Range, Space
 from charlm.sweeps import results
 from charlm.sweeps.folder import JobRecord, SweepFolder
 from charlm.sweeps.tables import final_table
@@ -70,7 +70,8 @@ def conclude(
     loss = results.loss_name(begun)
     table = results.rows(begun, loss, list(trials.space), "trial")
     found = [row for row in table if row["status"] in ("finished", "pruned") and row[loss] is not None]
-    weights = importances(trials.study)
+    # Those of a population change while they train.
+    weights = {} if trials.options.pruner == POPULATION else importances(trials.study)
     best = {} if not found else {name: found[0][name] for name in trials.space}
     command = shlex.join([*base, *(f"{name}={value}" for name, value in best.items())])
     command = f"python {program('train.py')} {command}"
@@ -85,12 +86,17 @@ def conclude(
     number, settings = found[0]["trial"], " ".join(f"{name}={value}" for name, value in best.items())
     facts = {"best": f"trial {number}: {found[0][loss]:.4f} nats/char with {settings}"}
     facts["importance"] = f"unknown before {2 * TOP} trials have a loss"
+    if trials.options.pruner == POPULATION:
+        facts["importance"] = "unknown, because settings changed while the trials trained"
     if weights:
         facts["importance"] = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights.items())
     facts["results"] = f"{folder.path / 'results.csv'}, .json, losses.png and search.png"
     print_facts(console, facts)
-    print_command(console, "train with the best settings", command)
     run = folder.path / found[0]["folder"]
+    if trials.options.pruner == POPULATION:  # these settings are only its last ones
+        print_command(console, "write with the best model", f"python {program('sample.py')} --checkpoint {run}")
+    else:
+        print_command(console, "train with the best settings", command)
     return SearchResult(found[0][loss], best, command, folder.path, run, table, weights)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from charlm.errors import UsageError
@@ -49,6 +49,11 @@ def check_space(base: Sequence[str], space: Space) -> None:
             tried = (problem([*base, *more, f"{name}={value}"]) for more in ([], others[0], others[-1]))
             if (first := next(tried)) and all(tried):
                 raise UsageError(f"search.space: {first}")
+
+
+def with_settings(base: Sequence[str], chosen: Mapping[str, str]) -> list[str]:
+    """The overrides of a trial."""
+    return [*base, *(f"{name}={value}" for name, value in chosen.items())]
 
 
 def problem(overrides: Sequence[str]) -> str | None:

@@ -101,13 +101,16 @@ class Trials:
         lock: Any = FileLock(self._locks / "journal.lock")
         with lock:
             mend(journal)
-        pruners = {"median": MedianPruner(options.startup), "halving": Halving(options.startup), None: NopPruner()}
+        pruners: dict[str | None, BasePruner] = {
+            "median": MedianPruner(options.startup),
+            "halving": Halving(options.startup),
+        }
         try:
             self.study = optuna.create_study(
                 study_name="search",
                 storage=JournalStorage(JournalFileBackend(str(journal), lock)),
                 sampler=Repeatable(options),
-                pruner=pruners[options.pruner],
+                pruner=pruners.get(options.pruner, NopPruner()),
                 load_if_exists=True,
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -119,14 +122,22 @@ class Trials:
 
     @contextmanager
     def claimed(self) -> Iterator[Trial | None]:
-        """A trial for this process alone: one whose process was killed, else a new one; None if there are enough."""
-        with FileLock(self._locks / "claim.lock"):
-            trial = self._claim()
+        """What `claim` returns, which is released in the end."""
+        trial = self.claim()
         try:
             yield trial
         finally:
             if trial is not None:
-                self._claims.pop(trial.number).release()
+                self.release(trial)
+
+    def claim(self) -> Trial | None:
+        """A trial for this process alone: one whose process was killed, else a new one; None if there are enough."""
+        with FileLock(self._locks / "claim.lock"):
+            return self._claim()
+
+    def release(self, trial: Trial) -> None:
+        """Leave a trial to other processes."""
+        self._claims.pop(trial.number).release()
 
     def _claim(self) -> Trial | None:
         for frozen in self.all():

@@ -19,10 +19,16 @@ class Progress(pl.Callback):
     """Calls `report` with ``epoch``, ``epochs``, ``loss``, ``nats``, ``seconds`` and ``left``, now and then.
 
     ``nats`` is the best loss, which ``loss`` names: ``best_val_nats``, or ``best_train_nats`` without validation.
+    Between two epochs, after ``last.ckpt`` was written, calls `between` with the number and the loss of the last one.
     """
 
-    def __init__(self, history: History, report: Callable[[dict[str, Any]], None]) -> None:
-        self.history, self.report = history, report
+    def __init__(
+        self,
+        history: History,
+        report: Callable[[dict[str, Any]], None],
+        between: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self.history, self.report, self.between = history, report, between
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -38,6 +44,13 @@ class Progress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the new loss. Runs after the history has added its row."""
         self._tell(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell `between` of the last epoch, if there was one."""
+        if self.between is not None and self.history.rows:
+            row = self.history.rows[-1]
+            nats = row["train_nats"] if row["val_nats"] is None else row["val_nats"]
+            self.between(row["epoch"], nats)
 
     def _tell(self, trainer: pl.Trainer) -> None:
         self._told = now = monotonic()

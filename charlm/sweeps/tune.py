@@ -1,0 +1,316 @@
+"""``search.engine=ray``: Ray Tune runs the trials of a search on all machines of a Ray cluster.
+
+What is tried, what is pruned, and which trials have ended is kept as with the other engine: in Optuna's journal and the
+records of the search's folder, which all machines share. So Ray Tune's own files are not needed to go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from filelock import Timeout
+from omegaconf import OmegaConf
+from optuna.trial import Trial
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from charlm.errors import UsageError
+from charlm.run.compose import Job
+from charlm.run.search_options import POPULATION
+from charlm.run.settings import Settings
+from charlm.sweeps.folder import ENDED, SweepFolder
+from charlm.sweeps.job import alone
+from charlm.sweeps.population import scheduler, take_over
+from charlm.sweeps.ray_cluster import connected
+from charlm.sweeps.recording import output_to
+from charlm.sweeps.results import settings_of
+from charlm.sweeps.study import Trials
+from charlm.sweeps.trial import check_some_work, new_record, run_trial
+from charlm.training.interrupt import Interrupt, Interrupted
+
+RETRIES = 3  # of a trial whose process or machine is lost
+ALONE = {  # Ray Tune leaves signals, the current folder and its results to us
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+
+
+def work(
+    folder: SweepFolder, trials: Trials, settings: Settings, job: Job, base: list[str], interrupt: Interrupt
+) -> None:
+    """Run trials until there are enough, the time is over, or the user stops.
+
+    Raises UsageError if none works, or if there is no cluster.
+    """
+    options, files = trials.options, folder.path.resolve() / ".ray"
+    folder.go_on()
+    queue = Queue(folder, trials, settings, job, base, interrupt)
+    population = options.pruner == POPULATION
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table says what has failed
+    with variables(ALONE), silent(), connected(OmegaConf.create()):
+        needs = resources(settings)
+        function = partial(
+            train,
+            folder=folder.path.resolve(),
+            here=Path.cwd(),
+            base=base,
+            pruner=options.pruner,
+            threads=int(needs["cpu"]),
+        )
+        try:
+            tune.Tuner(
+                tune.with_resources(function, needs),
+                # Ray Tune does not combine a population with a `Searcher`.
+                param_space={"trial": tune.grid_search(list(iter(queue.take, None)))} if population else None,
+                tune_config=tune.TuneConfig(
+                    metric="nats",
+                    mode="min",
+                    search_alg=None if population else Suggestions(queue),
+                    scheduler=scheduler(options, base) if population else Pruner(queue),
+                    num_samples=1 if population else -1,
+                    reuse_actors=True,
+                    trial_name_creator=number_of,
+                    trial_dirname_creator=number_of,
+                ),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=str(files),
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=3),  # others may be about to take over one
+                    callbacks=[Events(queue)],
+                    verbose=0,
+                ),
+            ).fit()
+        finally:
+            queue.release()
+            shutil.rmtree(files, ignore_errors=True)
+    if queue.problem is not None:
+        raise queue.problem
+
+
+@contextmanager
+def variables(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables in this context, and for the processes that begin in it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing is printed in this context, but for what holds on to the terminal, such as our table."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def resources(settings: Settings) -> dict[str, float]:
+    """What a trial needs of a machine. Raises UsageError if no machine of the cluster has as much."""
+    options, threads = settings.trainer, settings.trainer.threads
+    gpu = options.accelerator in ("gpu", "cuda") or (
+        options.accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+    )
+    needs: dict[str, float] = {"cpu": threads if isinstance(threads, int) else 1, "gpu": int(gpu)}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(has.get(kind.upper(), 0) >= count for kind, count in needs.items()) for has in machines):
+        raise UsageError(
+            f"no machine of the Ray cluster has {needs['cpu']} CPUs and {needs['gpu']} GPUs, which a trial needs: "
+            f"lower trainer.threads, or set trainer.accelerator=cpu"
+        )
+    return needs
+
+
+def number_of(trial: Any) -> str:
+    """The name of one of Ray Tune's trials, when it is made."""
+    return str(trial.config["trial"]["number"])
+
+
+class Queue:
+    """The trials of a search that run in the cluster, as the process knows them that runs the search."""
+
+    def __init__(
+        self, folder: SweepFolder, trials: Trials, settings: Settings, job: Job, base: list[str], interrupt: Interrupt
+    ) -> None:
+        self.folder, self.trials, self.settings, self.job, self.base = folder, trials, settings, job, base
+        self.interrupt = interrupt
+        self.problem: UsageError | None = None  # for which the search ends
+        self.running: dict[int, Trial] = {}
+        self._until = time.monotonic() + 60 * (trials.options.minutes or float("inf"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes down what it is given, but is not asked to go on with that."""
+        return {}
+
+    def take(self) -> dict[str, Any] | None:
+        """A trial to begin or to go on with, as `train` is told; None if no further one begins."""
+        while not self.stopping() and time.monotonic() < self._until:
+            trial = self.trials.claim()
+            if trial is None:
+                return None
+            record = self.folder.read(trial.number)
+            self.running[trial.number] = trial
+            if record is not None and record.status in ENDED:  # just before the search was killed
+                self.ended(trial.number)
+                continue
+            if record is None:
+                record = new_record(trial, self.trials, self.settings, self.job, self.base)
+                self.folder.write(record)
+            chosen = settings_of(record.overrides)
+            return {"number": trial.number, "settings": {name: chosen[name] for name in self.trials.space}}
+        return None
+
+    def ended(self, number: int, *, given_up: bool = False) -> None:
+        """Note that a trial does not run any more. Its record says why, unless its process was lost."""
+        record = self.folder.read(number)
+        if record is None or self.stopping() and record.status not in ENDED:
+            return
+        if record.status == "running" or given_up and record.status not in ENDED:
+            record.status, record.error = "failed", "its process was lost, perhaps because the memory was full"
+            self.folder.write(record)
+        trial = self.running.pop(number)
+        self.trials.tell(trial, record)
+        self.trials.release(trial)
+        try:
+            check_some_work(self.folder)
+        except UsageError as error:
+            self.problem = error
+
+    def stopping(self) -> bool:
+        """Whether the search ends before its trials do."""
+        return self.interrupt.signal is not None or self.problem is not None
+
+    def release(self) -> None:
+        """Leave the trials that have not ended to whoever goes on with the search."""
+        for number, trial in self.running.items():
+            record = self.folder.read(number)
+            if record is not None and record.status in ("waiting", "running") and record.epoch:
+                record.status = "interrupted"
+                self.folder.write(record)
+            self.trials.release(trial)
+
+
+class Suggestions(Searcher):
+    """Tells Ray Tune which trials there are, one after another."""
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__("nats", "min")
+        self.queue = queue
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial."""
+        taken = self.queue.take()
+        return self.FINISHED if taken is None else {"trial": taken}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing: see `Events`."""
+
+
+class Pruner(FIFOScheduler):
+    """Has trials pruned as without Ray.
+
+    A trial that Ray Tune itself stops has no time to save. So it is told in a file, and ends by itself.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__()
+        self.queue = queue
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What a trial reports after a validation."""
+        number = int(str(trial))
+        if not result.get("done") and number in self.queue.running:
+            optuna = self.queue.running[number]
+            if self.queue.trials.hopeless(optuna, result["validation"], result["nats"]):
+                verdict(self.queue.folder, number).write_text(str(result["validation"]))
+        return TrialScheduler.CONTINUE
+
+
+def verdict(folder: SweepFolder, number: int) -> Path:
+    """The file that holds the validation after which a trial is pruned."""
+    return folder.jobs / f"{number}.pruned"
+
+
+class Events(tune.Callback):
+    """Tells the trials when to stop, and keeps what has become of each."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Those that run save and end; those that do not run yet end at once."""
+        if self.queue.stopping():
+            self.queue.folder.stop(self.queue.interrupt.signal or signal.SIGTERM)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended by itself."""
+        self.queue.ended(int(str(trial)))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Ray Tune has given up a trial."""
+        self.queue.ended(int(str(trial)), given_up=True)
+
+
+class Paused(Interrupted):
+    """Ray Tune has paused a trial."""
+
+
+def train(
+    config: dict[str, Any], *, folder: Path, here: Path, base: list[str], pruner: str | None, threads: int
+) -> None:
+    """Run a trial in a process of Ray's, or resume it. Its record says how it ended.
+
+    A trial of a population whose checkpoint is that of another one takes it over, with the settings in `config`.
+    """
+    os.chdir(here)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    search, number = SweepFolder(folder), int(str(tune.get_context().get_trial_name()))
+    taken, reported = config["trial"], tune.get_checkpoint()
+    # Another process may still train this trial: one that was paused, or on a machine that Ray has given up.
+    with suppress(Interrupted, Timeout), alone(search.jobs / f"{number}.lock", search.stopping):
+        record = search.read(number)
+        if record is None or record.status in ENDED or search.stopping():
+            return
+        if reported is not None and Path(reported.path).parent.name != str(number):
+            with output_to(search.path / record.folder / "train.log"):
+                take_over(search, record, Path(reported.path), base, taken["settings"])
+
+        def hopeless(validation: int, nats: float) -> bool:
+            tune.report({"nats": nats, "validation": validation})
+            with suppress(OSError):
+                return validation >= int(verdict(search, number).read_text())
+            return False
+
+        def between(epoch: int, nats: float) -> None:
+            try:
+                checkpoints = tune.Checkpoint.from_directory(search.path / record.folder / "checkpoints")
+                tune.report({"nats": nats, "epoch": epoch}, checkpoint=checkpoints)
+            except SystemExit:  # Ray Tune pauses the trial
+                raise Paused(signal.SIGTERM) from None
+
+        asked = {} if pruner is None else {"between": between} if pruner == POPULATION else {"hopeless": hopeless}
+        try:
+            run_trial(search, record, search.stopping, **asked, threads=threads)
+        except Paused:
+            record.status = "waiting"
+            search.write(record)
+            sys.exit()  # as Ray Tune expects
