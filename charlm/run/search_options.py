@@ -76,7 +76,9 @@ class SearchOptions(Options):
             if self.engine != "ray":
                 raise OptionError("pruner", "needs search.engine=ray", self.pruner)
             if space and not any(map(changeable, space)):
-                raise OptionError("pruner", f"needs {' or '.join(CHANGEABLE)} or dropout in search.space", self.pruner)
+                raise OptionError(
+                    "pruner", f"needs one of {', '.join(CHANGEABLE)} or a dropout in search.space", self.pruner
+                )
             if self.trials < 2:
                 raise OptionError("trials", "must be at least 2 for a population", self.trials)
         return self

@@ -90,7 +90,9 @@ def readable(overrides: Sequence[str], *, python: bool = False) -> list[str]:
         if group in SINGLE and value.startswith("["):
             how = f"add -m and give {group}=A,B" if not python else "call charlm.train once for each"
             raise UsageError(f"{override}: {group} takes one name; to train with several, {how}")
-    return [_quote_where_needed(override) for override in overrides]
+    read = [_quote_where_needed(override) for override in overrides]
+    # Any option may be added to the space of an experiment.
+    return [f"++{override}" if override.startswith("search.space=") else override for override in read]
 
 
 def _quote_where_needed(override: str) -> str:

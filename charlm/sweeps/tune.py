@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
@@ -57,50 +58,55 @@ def work(
 
     Raises UsageError if none works, or if there is no cluster.
     """
-    options, files = trials.options, folder.path.resolve() / ".ray"
     folder.go_on()
     queue = Queue(folder, trials, settings, job, base, interrupt)
-    population = options.pruner == POPULATION
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table says what has failed
     with variables(ALONE), silent(), connected(OmegaConf.create()):
         needs = resources(settings)
         function = partial(
             train,
-            folder=folder.path.resolve(),
+            folder=queue.path,
             here=Path.cwd(),
             base=base,
-            pruner=options.pruner,
+            pruner=trials.options.pruner,
             threads=int(needs["cpu"]),
         )
         try:
-            tune.Tuner(
-                tune.with_resources(function, needs),
-                # Ray Tune does not combine a population with a `Searcher`.
-                param_space={"trial": tune.grid_search(list(iter(queue.take, None)))} if population else None,
-                tune_config=tune.TuneConfig(
-                    metric="nats",
-                    mode="min",
-                    search_alg=None if population else Suggestions(queue),
-                    scheduler=scheduler(options, base) if population else Pruner(queue),
-                    num_samples=1 if population else -1,
-                    reuse_actors=True,
-                    trial_name_creator=number_of,
-                    trial_dirname_creator=number_of,
-                ),
-                run_config=tune.RunConfig(
-                    name="trials",
-                    storage_path=str(files),
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    checkpoint_config=tune.CheckpointConfig(num_to_keep=3),  # others may be about to take over one
-                    callbacks=[Events(queue)],
-                    verbose=0,
-                ),
-            ).fit()
+            while queue.goes_on():
+                tuner(tune.with_resources(function, needs), queue).fit()
         finally:
-            queue.release()
-            shutil.rmtree(files, ignore_errors=True)
+            queue.close()
     if queue.problem is not None:
         raise queue.problem
+
+
+def tuner(function: Any, queue: Queue) -> tune.Tuner:
+    """What runs the trials of the `queue` with `function`."""
+    options = queue.trials.options
+    population = options.pruner == POPULATION
+    return tune.Tuner(
+        function,
+        # Ray Tune does not combine a population with a `Searcher`.
+        param_space={"trial": tune.grid_search(list(iter(queue.take, None)))} if population else None,
+        tune_config=tune.TuneConfig(
+            metric="nats",
+            mode="min",
+            search_alg=None if population else Suggestions(queue),
+            scheduler=scheduler(options, queue.base) if population else Pruner(queue),
+            num_samples=1 if population else -1,
+            reuse_actors=True,
+            trial_name_creator=number_of,
+            trial_dirname_creator=number_of,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(queue.files),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),  # others may be about to take over one
+            callbacks=[Events(queue)],
+            verbose=0,
+        ),
+    )
 
 
 @contextmanager
@@ -152,14 +158,24 @@ class Queue:
         self, folder: SweepFolder, trials: Trials, settings: Settings, job: Job, base: list[str], interrupt: Interrupt
     ) -> None:
         self.folder, self.trials, self.settings, self.job, self.base = folder, trials, settings, job, base
+        self.path = folder.path.resolve()
+        self.files = self.path / ".ray"
         self.interrupt = interrupt
         self.problem: UsageError | None = None  # for which the search ends
         self.running: dict[int, Trial] = {}
+        self._lost: Counter[int] = Counter()
+        self._begun, self._left = False, False
         self._until = time.monotonic() + 60 * (trials.options.minutes or float("inf"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune writes down what it is given, but is not asked to go on with that."""
         return {}
+
+    def goes_on(self) -> bool:
+        """Whether Ray Tune is asked to run trials: first, and again when it has given up some that were only lost."""
+        goes_on = not self.stopping() and (self._left or not self._begun)
+        self._begun, self._left = True, False
+        return goes_on
 
     def take(self) -> dict[str, Any] | None:
         """A trial to begin or to go on with, as `train` is told; None if no further one begins."""
@@ -185,10 +201,15 @@ class Queue:
         if record is None or self.stopping() and record.status not in ENDED:
             return
         if record.status == "running" or given_up and record.status not in ENDED:
-            record.status, record.error = "failed", "its process was lost, perhaps because the memory was full"
-            self.folder.write(record)
+            self._lost[number] += 1
+            if self._lost[number] > RETRIES:
+                record.status, record.error = "failed", "its process was lost, perhaps because the memory was full"
+                self.folder.write(record)
         trial = self.running.pop(number)
-        self.trials.tell(trial, record)
+        if record.status in ENDED:
+            self.trials.tell(trial, record)
+        else:
+            self._left = True
         self.trials.release(trial)
         try:
             check_some_work(self.folder)
@@ -199,14 +220,15 @@ class Queue:
         """Whether the search ends before its trials do."""
         return self.interrupt.signal is not None or self.problem is not None
 
-    def release(self) -> None:
-        """Leave the trials that have not ended to whoever goes on with the search."""
+    def close(self) -> None:
+        """Leave the trials that have not ended to whoever goes on with the search, and delete Ray Tune's files."""
         for number, trial in self.running.items():
             record = self.folder.read(number)
             if record is not None and record.status in ("waiting", "running") and record.epoch:
                 record.status = "interrupted"
                 self.folder.write(record)
             self.trials.release(trial)
+        shutil.rmtree(self.files, ignore_errors=True)
 
 
 class Suggestions(Searcher):

@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +26,8 @@ from charlm.sweeps.planning import check_launcher, jobs_at_once, threads_each
 from tests.faults.compare import differences
 from tests.helpers import ROOT, SMALL, of_extra
 from tests.programs import environment, program
+from tests.sweeps.conftest import Cluster
+from tests.sweeps.processes import job_process, kill, processes, tree
 from tests.sweeps.test_sweeps import start, table, wait_for_checkpoint
 
 SUBMITIT = "hydra/launcher=submitit_local"
@@ -66,31 +63,6 @@ def assert_same(sweep: Path, unbroken: Path) -> None:
     for run in ("0_gru_text", "1_gru_text"):
         assert differences(unbroken / run, sweep / run) == []
     assert [{**row, "seconds": ""} for row in table(sweep)] == [{**row, "seconds": ""} for row in table(unbroken)]
-
-
-def processes(*words: str) -> list[int]:
-    """The processes with all of these words in their command lines."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it has ended
-            continue
-        if all(word in line for word in words):
-            found.append(int(path.parent.name))
-    return found
-
-
-def job_process(sweep: Path, number: int) -> int:
-    """The process of a job, which holds its lock."""
-    for process in processes():
-        held = []
-        for file in Path(f"/proc/{process}/fd").glob("*"):
-            with suppress(OSError):
-                held.append(os.readlink(file))
-        if str(sweep / f".jobs/{number}.lock") in held:
-            return process
-    raise AssertionError(f"job {number} does not run")
 
 
 def wait_until_gone(*words: str) -> None:
@@ -163,57 +135,11 @@ def epochs_of(sweep: Path) -> list[int]:
     return [record.epoch for record in SweepFolder(sweep).records().values()]
 
 
-def tree(process: int) -> list[int]:
-    """A process and all that it has started."""
-    found = [process]
-    for file in Path(f"/proc/{process}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [other for child in file.read_text().split() for other in tree(int(child))]
-    return found
-
-
-def kill(node: subprocess.Popen[bytes]) -> None:
-    """All processes of a Ray node at once, as if its machine were gone."""
-    for process in tree(node.pid):
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    node.wait()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address and the nodes of a Ray cluster: a head and a worker, a core each, in another folder than ours."""
-    of_extra("ray", "hydra_plugins.hydra_ray_launcher")
-    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray keeps the token of another cluster
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    port = address.rpartition(":")[2]
-    temporary = tempfile.mkdtemp(prefix="ray")  # a short path, for sockets
-    first = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temporary}"]
-    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=80000000", "--block"]
-    nodes = []
-    try:
-        for kind in (first, [f"--address={address}"]):
-            arguments = [sys.executable, "-m", "ray.scripts.scripts", "start", *kind, *common, "--disable-usage-stats"]
-            env = {**os.environ, "PYTHONPATH": str(ROOT)}
-            with (tmp_path / "ray.log").open("ab") as log:
-                nodes.append(subprocess.Popen(arguments, cwd=tmp_path, env=env, stdout=log, stderr=log))
-            deadline = time.monotonic() + 60
-            while (tmp_path / "ray.log").read_bytes().count(b"Ray runtime started") < len(nodes):
-                assert time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
-                time.sleep(0.1)
-        yield address, nodes
-    finally:
-        for node in nodes:
-            kill(node)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def test_jobs_of_a_killed_ray_node_go_on_elsewhere(
-    grid: list[str], unbroken: Path, tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
+    grid: list[str], unbroken: Path, tmp_path: Path, cluster: Callable[[int], Cluster]
 ) -> None:
-    address, (_, worker) = cluster
+    of_extra("ray", "hydra_plugins.hydra_ray_launcher")
+    address, (_, worker) = cluster(2)
     sweep = tmp_path / "sweep"
     ray = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]
     process = start(*grid, *ray, f"hydra.sweep.dir={os.path.relpath(sweep, ROOT)}", tmp_path=tmp_path)

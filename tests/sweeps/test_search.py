@@ -375,8 +375,11 @@ def test_what_cannot_be_searched_is_refused_at_once(arguments: list[str], words:
 
 def test_a_value_may_need_others_and_sections_may_be_nested() -> None:
     # Value clipping needs a value, and the first one is null.
-    _, space = compose_job(["experiment=search_lstm", "+search.space.data.bptt=[8,16]"], Path())
-    assert space.overrides[-1] == "+search.space.data.bptt=[8,16]"
+    more = "search.space={data.bptt: [8,16], model.layers: null, optimizer.lr: {low: 1e-4}}"
+    composed, _ = compose_job(["experiment=search_lstm", more], Path())
+    space = composed.search.parameters()
+    assert space["data.bptt"] == ["8", "16"] and "model.layers" not in space and "model.hidden_size" in space
+    assert space["optimizer.lr"] == Range(1e-4, 3e-2, True)
     nested = {"trainer": {"gradient_clip_algorithm": ["norm", "value"], "gradient_clip_val": [None, 1.0]}}
     found = SearchOptions(space={**nested, "model.layers": None}).parameters()
     assert found == {"trainer.gradient_clip_algorithm": ["norm", "value"], "trainer.gradient_clip_val": ["null", "1.0"]}
