@@ -60,8 +60,7 @@ class SearchOptions(Options):
     sampler: Literal["tpe", "random"] = "tpe"
     """How settings are drawn: by what worked so far (a tree-structured Parzen estimator), or at random."""
     pruner: Literal["median", "halving", "population"] | None = "median"
-    """Trials that end early: those above the median, or (halving) all but the best third at validation 3, 9, 27 etc.;
-    population (with engine=ray): none, but bad ones go on from good ones, with other settings."""
+    """Which trials end early: those above the median, or not in the best third (halving); or population (with Ray)."""
     warmup: Count = 2
     """Validations (population: epochs) at the beginning that decide nothing, because much may still change."""
     startup: Count = 5
