@@ -21,6 +21,7 @@ from charlm.errors import UsageError, first_line
 from charlm.run.settings import Settings
 from charlm.training.callbacks.checkpoints import Checkpoints
 from charlm.training.callbacks.divergence_guard import Diverged
+from charlm.training.interrupt import Paused
 from charlm.training.module import CharLM
 from charlm.training.ranks import RankLost, is_lost, leave
 
@@ -96,7 +97,7 @@ def resumable(command: str, checkpoints: Checkpoints) -> Iterator[None]:
     except RankLost as error:
         more = f"resume it with {command}" if checkpoints.last.exists() else "start it again"
         raise UsageError(f"{error}: {more}") from None
-    except UsageError:
+    except (UsageError, Paused):
         raise
     except BaseException:
         if checkpoints.last.exists():

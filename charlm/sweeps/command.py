@@ -14,7 +14,7 @@ from charlm.run.suggest import option_of, readable
 from charlm.sweeps.folder import SEARCH, SWEEP, SweepFolder, open_sweep
 
 TAKE_A_VALUE = ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "-p", "--package")
-EXTENDABLE = ("search.trials", "search.minutes")  # what a search that is resumed may have more of
+EXTENDABLE = ("search.trials", "search.minutes", "search.engine")  # what can change when a search is resumed
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
@@ -73,7 +73,7 @@ def resumed_search(arguments: Sequence[str]) -> tuple[list[str], Path] | None:
             limits.append(argument)
         elif option_of(argument) != "resume" and argument not in command["overrides"]:
             raise UsageError(
-                f"{argument} cannot change in a resumed search, only {' and '.join(EXTENDABLE)} can: leave it out, or "
+                f"{argument} cannot change in a resumed search, only {', '.join(EXTENDABLE)} can: leave it out, or "
                 f"start a new search"
             )
     replaced = set(map(option_of, limits))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from omegaconf import OmegaConf
 from ray.tune.schedulers import PopulationBasedTraining
 
 from charlm.checkpoint.format import KEY
+from charlm.checkpoint.paths import model_name
 from charlm.checkpoint.safe_loading import read_safely
 from charlm.checkpoint.storage import replace_file
 from charlm.run.compose import compose_job
@@ -23,14 +26,15 @@ from charlm.run.instantiate import escape
 from charlm.run.search_options import Range, SearchOptions, Space, changeable, number
 from charlm.run.settings import Settings
 from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.results import settings_of
 from charlm.sweeps.space import problem, with_settings
 from charlm.training.parameter_groups import ParameterGroups
 
 RESAMPLED = 0.25  # how often a setting is drawn anew (the paper's appendix A)
 FACTORS = (0.8, 1.2)  # else it is multiplied by one of these
 # The learning rates that PyTorch keeps, in a group of parameters and in a scheduler.
-RATES = {"lr", "initial_lr", "max_lr", "min_lr"}
-RATES_OF_A_SCHEDULER = {"base_lrs", "_last_lr"}
+RATES = {"initial_lr", "max_lr", "min_lr"}
+RATES_OF_A_SCHEDULER = {"base_lrs", "max_lrs", "_last_lr"}
 
 
 def scheduler(options: SearchOptions, base: list[str]) -> PopulationBasedTraining:
@@ -46,7 +50,7 @@ def scheduler(options: SearchOptions, base: list[str]) -> PopulationBasedTrainin
     return PopulationBasedTraining(
         time_attr="epoch",
         perturbation_interval=1,
-        burn_in_period=options.warmup,
+        burn_in_period=options.warmup + 1,
         custom_explore_fn=explore,
         log_config=False,
         require_attrs=False,
@@ -78,7 +82,7 @@ def drawn(values: Range, rng: random.Random) -> float:
 
 
 def moved(values: Range, value: float, rng: random.Random) -> float:
-    """A number near `value`, the next one at least."""
+    """A number near `value`, the next step at least, if the range has one."""
     factor = rng.choice(FACTORS)
     step = values.step or (1 if values.whole else 0)
     least = value + step if factor > 1 else value - step
@@ -94,19 +98,45 @@ def on_a_step(values: Range, value: float) -> float:
 
 
 def take_over(search: SweepFolder, record: JobRecord, source: Path, base: list[str], settings: dict[str, str]) -> None:
-    """Replace the checkpoints of the trial of `record` by those in `source`, with other `settings` from there on."""
-    record.overrides = with_settings(base, settings)
-    print(f"\ngoes on from trial {source.parent.name} with {' '.join(record.overrides[len(base) :])}\n")
-    target = search.path / record.folder / "checkpoints"
-    target.mkdir(parents=True, exist_ok=True)
+    """Replace the checkpoints of the trial of `record` by those in `source`, with other `settings` from there on.
+
+    All at once, even if it is killed: see `finish_take_over`.
+    """
+    overrides = with_settings(base, settings)
+    print(f"\ngoes on from trial {source.parent.name} with {' '.join(overrides[len(base) :])}\n")
+    last, buffer = read_safely(source / "last.ckpt"), io.BytesIO()
+    change(last, compose_job(overrides, Path())[0], overrides, list(settings))
+    torch.save(last, buffer)
+    new, old = replacements(search, record)
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    new.mkdir(parents=True)
     for path in source.glob("*.ckpt"):
-        if path.name != "last.ckpt":
-            replace_file(target / path.name, path.read_bytes())
-    content, buffer = read_safely(source / "last.ckpt"), io.BytesIO()
-    change(content, compose_job(record.overrides, Path())[0], record.overrides, list(settings))
-    torch.save(content, buffer)
-    replace_file(target / "last.ckpt", buffer.getvalue())
-    search.write(record)
+        replace_file(new / path.name, buffer.getvalue() if path.name == "last.ckpt" else path.read_bytes())
+    with suppress(FileNotFoundError):  # it has none if it has never run
+        new.with_name("checkpoints").rename(old)
+    finish_take_over(search, record)
+
+
+def finish_take_over(search: SweepFolder, record: JobRecord) -> None:
+    """Put the new checkpoints in their place if `take_over` was killed, and have the `record` say what they do."""
+    new, old = replacements(search, record)
+    target = new.with_name("checkpoints")
+    if new.exists() and not target.exists():
+        new.rename(target)
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    if (target / "last.ckpt").exists():
+        overrides = read_safely(target / "last.ckpt")[KEY]["run"]["overrides"]
+        record.overrides = list(overrides)
+        record.model = model_name(settings_of(overrides).get("model", record.model), overrides)
+        search.write(record)
+
+
+def replacements(search: SweepFolder, record: JobRecord) -> tuple[Path, Path]:
+    """The folders in which the new checkpoints of a trial are made, and the old ones are kept meanwhile."""
+    run = search.path / record.folder
+    return run / "checkpoints.new", run / "checkpoints.old"
 
 
 def change(content: dict[str, Any], settings: Settings, overrides: list[str], names: list[str]) -> None:
@@ -129,14 +159,22 @@ def change_optimizer(content: dict[str, Any], name: str, old: Any, new: Any, opt
     A learning rate is scaled, with what the scheduler remembers of it: it goes on along the curve of the `new` one.
     """
     (optimizer,) = content["optimizer_states"]
+    schedulers = [part for state in content["lr_schedulers"] for part in (state, *state.get("_schedulers", []))]
+    lowest = next((state["eta_min"] for state in schedulers if "eta_min" in state), 0.0)
     for at, group in enumerate(optimizer["param_groups"]):
         if getattr(getattr(options, group.get("name", "rest"), None), name, None) is not None:
             continue
         if name != "lr":
             group[name] = list(new) if OmegaConf.is_list(new) else new
             continue
+        group["lr"] = scaled(group["lr"], old, new, lowest)
         for key in RATES & group.keys():
-            group[key] *= new / old
-        for scheduler in content["lr_schedulers"]:
-            for key in RATES_OF_A_SCHEDULER & scheduler.keys():
-                scheduler[key][at] *= new / old
+            group[key] = scaled(group[key], old, new)
+        for state in schedulers:
+            for key in RATES_OF_A_SCHEDULER & state.keys():
+                state[key][at] = scaled(state[key][at], old, new)
+
+
+def scaled(rate: float, old: float, new: float, lowest: float = 0.0) -> float:
+    """What `rate` is on the same curve from `new` instead of `old` to `lowest`."""
+    return new if old == lowest else lowest + (rate - lowest) * (new - lowest) / (old - lowest)

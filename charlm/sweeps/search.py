@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import sys
@@ -88,9 +89,11 @@ def search(settings: Settings, job: Job) -> SearchResult:
 def engine_of_ray() -> Callable[..., None]:
     """What runs the trials in a Ray cluster. Raises UsageError if Ray Tune is not installed."""
     try:
-        from charlm.sweeps.tune import work
+        importlib.import_module("ray.tune")
     except ImportError:
         raise UsageError("search.engine=ray needs Ray Tune: install it with pip install -e '.[sweep,ray]'") from None
+    from charlm.sweeps.tune import work
+
     return work
 
 

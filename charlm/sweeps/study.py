@@ -130,20 +130,20 @@ class Trials:
             if trial is not None:
                 self.release(trial)
 
-    def claim(self) -> Trial | None:
-        """A trial for this process alone: one whose process was killed, else a new one; None if there are enough."""
+    def claim(self, *, new: bool = True) -> Trial | None:
+        """A trial for this process alone: one whose process was killed, else a `new` one; None if there are enough."""
         with FileLock(self._locks / "claim.lock"):
-            return self._claim()
+            return self._claim(new)
 
     def release(self, trial: Trial) -> None:
         """Leave a trial to other processes."""
         self._claims.pop(trial.number).release()
 
-    def _claim(self) -> Trial | None:
+    def _claim(self, new: bool) -> Trial | None:
         for frozen in self.all():
             if frozen.state == TrialState.RUNNING and self._lock(frozen.number):
                 return self._filled(Trial(self.study, frozen._trial_id))
-        if len(self.all()) >= self.options.trials:
+        if not new or len(self.all()) >= self.options.trials:
             return None
         trial = self.study.ask()
         if not self._lock(trial.number):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -20,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import Timeout
 from omegaconf import OmegaConf
 from optuna.trial import Trial
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -31,18 +32,20 @@ from charlm.errors import UsageError
 from charlm.run.compose import Job
 from charlm.run.search_options import POPULATION
 from charlm.run.settings import Settings
-from charlm.sweeps.folder import ENDED, SweepFolder
+from charlm.sweeps.folder import ENDED, JobRecord, SweepFolder
 from charlm.sweeps.job import alone
-from charlm.sweeps.population import scheduler, take_over
+from charlm.sweeps.population import finish_take_over, scheduler, take_over
 from charlm.sweeps.ray_cluster import connected
 from charlm.sweeps.recording import output_to
 from charlm.sweeps.results import settings_of
 from charlm.sweeps.study import Trials
 from charlm.sweeps.trial import check_some_work, new_record, run_trial
-from charlm.training.interrupt import Interrupt, Interrupted
+from charlm.training.interrupt import Interrupt, Interrupted, Paused
 
 RETRIES = 3  # of a trial whose process or machine is lost
-ALONE = {  # Ray Tune leaves signals, the current folder and its results to us
+KEPT = 8  # checkpoints of a trial: another one may be about to take over one, and Ray Tune counts each twice
+PATIENCE = 60  # seconds without any trial after which that is said
+ENVIRONMENT = {  # Ray Tune leaves signals, the current folder and its results to us
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -58,24 +61,23 @@ def work(
 
     Raises UsageError if none works, or if there is no cluster.
     """
+    if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
+        raise UsageError("search.engine=ray starts on a machine of the cluster: give RAY_ADDRESS=HOST:6379, not ray://")
     folder.go_on()
     queue = Queue(folder, trials, settings, job, base, interrupt)
+    shutil.rmtree(queue.files, ignore_errors=True)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table says what has failed
-    with variables(ALONE), silent(), connected(OmegaConf.create()):
-        needs = resources(settings)
-        function = partial(
-            train,
-            folder=queue.path,
-            here=Path.cwd(),
-            base=base,
-            pruner=trials.options.pruner,
-            threads=int(needs["cpu"]),
-        )
-        try:
-            while queue.goes_on():
-                tuner(tune.with_resources(function, needs), queue).fit()
-        finally:
-            queue.close()
+    try:
+        # Ray handles signals in its own way until we do so again.
+        with variables(ENVIRONMENT), silent(), connected(OmegaConf.create()), interrupt.listening():
+            function = tune.with_resources(
+                partial(train, folder=queue.path, here=Path.cwd(), base=base, pruner=trials.options.pruner),
+                resources(settings),
+            )
+            while queue.begin():
+                tuner(function, queue).fit()
+    finally:
+        queue.close()
     if queue.problem is not None:
         raise queue.problem
 
@@ -87,7 +89,7 @@ def tuner(function: Any, queue: Queue) -> tune.Tuner:
     return tune.Tuner(
         function,
         # Ray Tune does not combine a population with a `Searcher`.
-        param_space={"trial": tune.grid_search(list(iter(queue.take, None)))} if population else None,
+        param_space={"trial": tune.grid_search(queue.waiting)} if population else None,
         tune_config=tune.TuneConfig(
             metric="nats",
             mode="min",
@@ -102,7 +104,7 @@ def tuner(function: Any, queue: Queue) -> tune.Tuner:
             name="trials",
             storage_path=str(queue.files),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),  # others may be about to take over one
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT),
             callbacks=[Events(queue)],
             verbose=0,
         ),
@@ -131,17 +133,14 @@ def silent() -> Iterator[None]:
 
 
 def resources(settings: Settings) -> dict[str, float]:
-    """What a trial needs of a machine. Raises UsageError if no machine of the cluster has as much."""
-    options, threads = settings.trainer, settings.trainer.threads
-    gpu = options.accelerator in ("gpu", "cuda") or (
-        options.accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0
-    )
+    """What a trial needs of a machine. Raises UsageError if this one alone is the cluster and has less."""
+    options, threads, cluster = settings.trainer, settings.trainer.threads, ray.cluster_resources()
+    gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and cluster.get("GPU", 0) > 0)
     needs: dict[str, float] = {"cpu": threads if isinstance(threads, int) else 1, "gpu": int(gpu)}
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(has.get(kind.upper(), 0) >= count for kind, count in needs.items()) for has in machines):
+    if "RAY_ADDRESS" not in os.environ and any(cluster.get(kind.upper(), 0) < n for kind, n in needs.items()):
         raise UsageError(
-            f"no machine of the Ray cluster has {needs['cpu']} CPUs and {needs['gpu']} GPUs, which a trial needs: "
-            f"lower trainer.threads, or set trainer.accelerator=cpu"
+            f"this machine is the whole Ray cluster, and has no {needs['cpu']} CPUs and {needs['gpu']} GPUs for a "
+            f"trial: lower trainer.threads, or set trainer.accelerator=cpu"
         )
     return needs
 
@@ -163,24 +162,31 @@ class Queue:
         self.interrupt = interrupt
         self.problem: UsageError | None = None  # for which the search ends
         self.running: dict[int, Trial] = {}
+        self.waiting: list[dict[str, Any]] = []  # those to begin with
+        self.errors = sys.stderr  # Ray's own is hidden
         self._lost: Counter[int] = Counter()
-        self._begun, self._left = False, False
         self._until = time.monotonic() + 60 * (trials.options.minutes or float("inf"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune writes down what it is given, but is not asked to go on with that."""
         return {}
 
-    def goes_on(self) -> bool:
-        """Whether Ray Tune is asked to run trials: first, and again when it has given up some that were only lost."""
-        goes_on = not self.stopping() and (self._left or not self._begun)
-        self._begun, self._left = True, False
-        return goes_on
+    def begin(self) -> bool:
+        """Take trials for Ray Tune to begin with; returns whether there are any.
+
+        That is one, or a whole population; afterwards those that Ray Tune has given up because their process was lost.
+        """
+        for trial in self.running.values():
+            self.trials.release(trial)
+        self.running.clear()
+        population = self.trials.options.pruner == POPULATION
+        self.waiting = list(iter(self.take, None)) if population else [taken] if (taken := self.take()) else []
+        return bool(self.waiting)
 
     def take(self) -> dict[str, Any] | None:
         """A trial to begin or to go on with, as `train` is told; None if no further one begins."""
-        while not self.stopping() and time.monotonic() < self._until:
-            trial = self.trials.claim()
+        while not self.stopping():
+            trial = self.trials.claim(new=time.monotonic() < self._until)
             if trial is None:
                 return None
             record = self.folder.read(trial.number)
@@ -195,26 +201,33 @@ class Queue:
             return {"number": trial.number, "settings": {name: chosen[name] for name in self.trials.space}}
         return None
 
-    def ended(self, number: int, *, given_up: bool = False) -> None:
-        """Note that a trial does not run any more. Its record says why, unless its process was lost."""
+    def ended(self, number: int, error: Exception | None = None) -> None:
+        """Note that a trial does not run any more, and why Ray Tune has given it up, if it has."""
         record = self.folder.read(number)
-        if record is None or self.stopping() and record.status not in ENDED:
+        if number not in self.running or record is None:
             return
-        if record.status == "running" or given_up and record.status not in ENDED:
-            self._lost[number] += 1
-            if self._lost[number] > RETRIES:
-                record.status, record.error = "failed", "its process was lost, perhaps because the memory was full"
-                self.folder.write(record)
-        trial = self.running.pop(number)
-        if record.status in ENDED:
-            self.trials.tell(trial, record)
-        else:
-            self._left = True
-        self.trials.release(trial)
+        if record.status not in ENDED:
+            if not self.stopping():
+                self._given_up(record, error)
+            if record.status not in ENDED:  # `begin` takes it again
+                return
+        trial = self.running[number]
+        self.trials.tell(trial, record)
+        self.trials.release(self.running.pop(number))
         try:
             check_some_work(self.folder)
-        except UsageError as error:
-            self.problem = error
+        except UsageError as problem:
+            self.problem = problem
+
+    def _given_up(self, record: JobRecord, error: Exception | None) -> None:
+        self._lost[record.number] += 1
+        lost = error is None or isinstance(error, RayActorError)
+        if lost and self._lost[record.number] <= RETRIES:
+            return
+        lines = str(error).strip().splitlines()
+        why = "its process was lost, perhaps because the memory was full" if lost or not lines else lines[-1]
+        record.status, record.error = "failed", why
+        self.folder.write(record)
 
     def stopping(self) -> bool:
         """Whether the search ends before its trials do."""
@@ -228,6 +241,7 @@ class Queue:
                 record.status = "interrupted"
                 self.folder.write(record)
             self.trials.release(trial)
+        self.running.clear()
         shutil.rmtree(self.files, ignore_errors=True)
 
 
@@ -240,7 +254,7 @@ class Suggestions(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial."""
-        taken = self.queue.take()
+        taken = self.queue.waiting.pop() if self.queue.waiting else self.queue.take()
         return self.FINISHED if taken is None else {"trial": taken}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -259,11 +273,11 @@ class Pruner(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What a trial reports after a validation."""
-        number = int(str(trial))
-        if not result.get("done") and number in self.queue.running:
-            optuna = self.queue.running[number]
-            if self.queue.trials.hopeless(optuna, result["validation"], result["nats"]):
-                verdict(self.queue.folder, number).write_text(str(result["validation"]))
+        running = self.queue.running.get(int(str(trial)))
+        if running is not None and not result.get("done"):
+            with suppress(Exception):  # an observer
+                if self.queue.trials.hopeless(running, result["validation"], result["nats"]):
+                    verdict(self.queue.folder, running.number).write_text(str(result["validation"]))
         return TrialScheduler.CONTINUE
 
 
@@ -277,11 +291,17 @@ class Events(tune.Callback):
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
+        self._idle = time.monotonic()  # since when no trial runs
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Those that run save and end; those that do not run yet end at once."""
         if self.queue.stopping():
             self.queue.folder.stop(self.queue.interrupt.signal or signal.SIGTERM)
+        if any(trial.status == "RUNNING" for trial in trials):
+            self._idle = time.monotonic()
+        elif time.monotonic() > self._idle + PATIENCE:
+            self._idle = float("inf")
+            print("the Ray cluster has had no room for a trial for a minute: see ray status", file=self.queue.errors)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended by itself."""
@@ -289,50 +309,51 @@ class Events(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray Tune has given up a trial."""
-        self.queue.ended(int(str(trial)), given_up=True)
+        self.queue.ended(int(str(trial)), trial.get_error())
 
 
-class Paused(Interrupted):
-    """Ray Tune has paused a trial."""
-
-
-def train(
-    config: dict[str, Any], *, folder: Path, here: Path, base: list[str], pruner: str | None, threads: int
-) -> None:
+def train(config: dict[str, Any], *, folder: Path, here: Path, base: list[str], pruner: str | None) -> None:
     """Run a trial in a process of Ray's, or resume it. Its record says how it ended.
 
     A trial of a population whose checkpoint is that of another one takes it over, with the settings in `config`.
     """
-    os.chdir(here)
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # for a trial that is paused to end
     logging.getLogger("ray").setLevel(logging.ERROR)
     search, number = SweepFolder(folder), int(str(tune.get_context().get_trial_name()))
-    taken, reported = config["trial"], tune.get_checkpoint()
+    reported, record = tune.get_checkpoint(), search.read(number)
+    if record is None:
+        raise UsageError(f"{platform.node()} does not see {folder}, which all machines must share")
+    run = search.path / record.folder
+    os.chdir(here)
+    threads = int(tune.get_context().get_trial_resources().required_resources["CPU"])
+
+    def hopeless(validation: int, nats: float) -> bool:
+        tune.report({"nats": nats, "validation": validation})
+        with suppress(OSError):
+            return validation >= int(verdict(search, number).read_text())
+        return False
+
+    def between(epoch: int, nats: float) -> None:
+        try:
+            checkpoints = tune.Checkpoint.from_directory(run / "checkpoints")
+            tune.report({"nats": nats, "epoch": epoch}, checkpoint=checkpoints)
+        except SystemExit:  # what Ray Tune raises to pause a trial
+            raise Paused(signal.SIGTERM) from None
+
+    hooks = {} if pruner is None else {"between": between} if pruner == POPULATION else {"hopeless": hopeless}
     # Another process may still train this trial: one that was paused, or on a machine that Ray has given up.
-    with suppress(Interrupted, Timeout), alone(search.jobs / f"{number}.lock", search.stopping):
+    with suppress(Interrupted), alone(search.jobs / f"{number}.lock", search.stopping):
         record = search.read(number)
         if record is None or record.status in ENDED or search.stopping():
             return
+        if pruner == POPULATION:
+            finish_take_over(search, record)
         if reported is not None and Path(reported.path).parent.name != str(number):
-            with output_to(search.path / record.folder / "train.log"):
-                take_over(search, record, Path(reported.path), base, taken["settings"])
-
-        def hopeless(validation: int, nats: float) -> bool:
-            tune.report({"nats": nats, "validation": validation})
-            with suppress(OSError):
-                return validation >= int(verdict(search, number).read_text())
-            return False
-
-        def between(epoch: int, nats: float) -> None:
-            try:
-                checkpoints = tune.Checkpoint.from_directory(search.path / record.folder / "checkpoints")
-                tune.report({"nats": nats, "epoch": epoch}, checkpoint=checkpoints)
-            except SystemExit:  # Ray Tune pauses the trial
-                raise Paused(signal.SIGTERM) from None
-
-        asked = {} if pruner is None else {"between": between} if pruner == POPULATION else {"hopeless": hopeless}
+            with output_to(run / "train.log"):
+                take_over(search, record, Path(reported.path), base, config["trial"]["settings"])
         try:
-            run_trial(search, record, search.stopping, **asked, threads=threads)
+            run_trial(search, record, search.stopping, **hooks, threads=threads)
         except Paused:
             record.status = "waiting"
             search.write(record)
-            sys.exit()  # as Ray Tune expects
+            sys.exit(0)  # as Ray Tune expects

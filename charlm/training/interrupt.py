@@ -17,6 +17,10 @@ class Interrupted(BaseException):
         self.number = number
 
 
+class Paused(Interrupted):
+    """Training was stopped by whoever has started it, who goes on with it."""
+
+
 @contextlib.contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle SIGINT, SIGTERM and SIGHUP in this context. Does nothing outside the main thread, which alone can.

@@ -19,7 +19,8 @@ class Progress(pl.Callback):
     """Calls `report` with ``epoch``, ``epochs``, ``loss``, ``nats``, ``seconds`` and ``left``, now and then.
 
     ``nats`` is the best loss, which ``loss`` names: ``best_val_nats``, or ``best_train_nats`` without validation.
-    Between two epochs, after ``last.ckpt`` was written, calls `between` with the number and the loss of the last one.
+    Between two epochs, after ``last.ckpt`` was written, calls `between` with the number of the last one and its loss:
+    that of the validation, or of the training if there is no validation at all.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Progress(pl.Callback):
         """Tell `between` of the last epoch, if there was one."""
         if self.between is not None and self.history.rows:
             row = self.history.rows[-1]
-            nats = row["train_nats"] if row["val_nats"] is None else row["val_nats"]
-            self.between(row["epoch"], nats)
+            nats = row["val_nats"] if trainer.enable_validation else row["train_nats"]
+            if nats is not None:
+                self.between(row["epoch"], nats)
 
     def _tell(self, trainer: pl.Trainer) -> None:
         self._told = now = monotonic()
