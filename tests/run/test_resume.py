@@ -435,9 +435,9 @@ def test_a_schedule_goes_on_after_a_real_kill(train: Train, tmp_path: Path, sche
 def test_runs_that_are_really_killed_end_as_if_they_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["faults", "--kills", "12", "--seed", "1", "--folder", str(tmp_path / "faults")])
+    monkeypatch.setattr(sys, "argv", ["faults", "--kills", "8", "--seed", "1", "--folder", str(tmp_path / "faults")])
     faults.main()
-    assert "12 kills" in capsys.readouterr().out
+    assert "8 kills" in capsys.readouterr().out
 
 
 def test_the_comparison_sees_every_difference(train: Train) -> None:

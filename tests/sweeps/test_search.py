@@ -441,7 +441,7 @@ def test_importances_count_pruned_trials_and_need_ten() -> None:
 @pytest.mark.slow
 def test_searches_that_are_really_killed_end_as_if_they_had_not_been() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.search", "--kills", "5"],
+        [sys.executable, "-m", "tests.faults.search", "--kills", "3"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -367,7 +367,7 @@ def test_sweeps_that_are_really_killed_end_as_if_they_had_not_been(launcher: str
     if launcher == "joblib":
         of_extra("sweep", "hydra_plugins.hydra_joblib_launcher")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.sweeps", "--kills", "3", "--launcher", launcher],
+        [sys.executable, "-m", "tests.faults.sweeps", "--kills", "2", "--launcher", launcher],
         cwd=ROOT,
         capture_output=True,
         text=True,
