@@ -220,12 +220,12 @@ class Queue:
             self.problem = problem
 
     def _given_up(self, record: JobRecord, error: Exception | None) -> None:
+        """Note that a trial has failed, unless Ray Tune has only failed to start it again in a process that is lost."""
         self._lost[record.number] += 1
-        lost = error is None or isinstance(error, RayActorError)
-        if lost and self._lost[record.number] <= RETRIES:
+        if error is None and self._lost[record.number] <= RETRIES:
             return
-        lines = str(error).strip().splitlines()
-        why = "its process was lost, perhaps because the memory was full" if lost or not lines else lines[-1]
+        lines = [] if error is None or isinstance(error, RayActorError) else str(error).strip().splitlines()
+        why = lines[-1] if lines else "its process was lost, perhaps because the memory was full"
         record.status, record.error = "failed", why
         self.folder.write(record)
 
