@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Set
 from contextlib import suppress
@@ -79,6 +80,13 @@ class SweepFolder:
                 self.jobs.rmdir()
             with suppress(OSError):
                 self.path.rmdir()
+
+    def remove_unused(self) -> None:
+        """Remove a search in which no trial has begun, and its folder if nothing else is in it."""
+        shutil.rmtree(self.jobs, ignore_errors=True)
+        with suppress(OSError):
+            (self.path / "journal.log").unlink(missing_ok=True)
+            self.path.rmdir()
 
     def write_command(self, command: dict[str, Any]) -> None:
         """Write the command, with the keys of `SWEEP` or `SEARCH`."""

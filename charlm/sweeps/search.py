@@ -19,7 +19,7 @@ from charlm.errors import UsageError
 from charlm.run.compose import Job
 from charlm.run.environment import WORLD
 from charlm.run.resume import check_unused
-from charlm.run.search_options import SearchOptions
+from charlm.run.search_options import POPULATION, SearchOptions
 from charlm.run.settings import Settings
 from charlm.run.suggest import option_of
 from charlm.sweeps.command import EXTENDABLE
@@ -55,6 +55,12 @@ def search(settings: Settings, job: Job) -> SearchResult:
         raise UsageError("task=search cannot be started with torchrun: its trials train in one process each")
     base = fixed(job.overrides, space)
     check_space(base, space)
+    epochs = settings.trainer.max_epochs
+    if options.pruner == POPULATION and isinstance(epochs, int) and epochs < options.warmup + 2:
+        raise UsageError(
+            f"search.pruner=population changes nothing in trainer.max_epochs={epochs} with search.warmup="
+            f"{options.warmup}: train for {options.warmup + 2} epochs at least"
+        )
     folder = SweepFolder(Path(os.path.relpath(job.folder)))
     alone = open_folder(folder, job, options)
     first = FileLock(folder.jobs / "lock", timeout=0)  # the same command, typed again meanwhile, starts a new search
@@ -73,6 +79,10 @@ def search(settings: Settings, job: Job) -> SearchResult:
             raise
     except UsageError as error:
         problem = error
+    if problem is not None and not folder.records():
+        first.release()
+        folder.remove_unused()
+        raise problem
     found = records(folder, options.trials)
     display.say(found)
     with alone:

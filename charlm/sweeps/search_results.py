@@ -21,6 +21,7 @@ from charlm.output import print_command, print_facts, print_table
 from charlm.run.search_options import POPULATION, Range, Space
 from charlm.sweeps import results
 from charlm.sweeps.folder import JobRecord, SweepFolder
+from charlm.sweeps.space import with_settings
 from charlm.sweeps.tables import final_table
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class SearchResult:
     """The outcome of a search.
 
     `nats` is the lowest loss per character and `best` the settings that gave it, by the options' full names; `command`
-    trains with them. `table` has a row per trial, the best first, and `importances` says how much each option matters;
-    they add up to 1.
+    trains with them (for a population, whose settings change, it writes with the best model). `table` has a row per
+    trial, the best first, and `importances` says how much each option matters; they add up to 1.
     """
 
     nats: float
@@ -73,8 +74,9 @@ def conclude(
     # Those of a population change while they train.
     weights = {} if trials.options.pruner == POPULATION else importances(trials.study)
     best = {} if not found else {name: found[0][name] for name in trials.space}
-    command = shlex.join([*base, *(f"{name}={value}" for name, value in best.items())])
-    command = f"python {program('train.py')} {command}"
+    command = f"python {program('train.py')} {shlex.join(with_settings(base, best))}"
+    if found and trials.options.pruner == POPULATION:  # its settings are only the last ones
+        command = f"python {program('sample.py')} --checkpoint {shlex.quote(str(folder.path / found[0]['folder']))}"
     content = {"trials": table, "importances": weights, "best": best, "command": command if best else None}
     results.write_results(folder, table, content)
     console.print()
@@ -87,16 +89,14 @@ def conclude(
     facts = {"best": f"trial {number}: {found[0][loss]:.4f} nats/char with {settings}"}
     facts["importance"] = f"unknown before {2 * TOP} trials have a loss"
     if trials.options.pruner == POPULATION:
-        facts["importance"] = "unknown, because settings changed while the trials trained"
+        facts["importance"] = "unknown, because settings may change while a population trains"
     if weights:
         facts["importance"] = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights.items())
     facts["results"] = f"{folder.path / 'results.csv'}, .json, losses.png and search.png"
     print_facts(console, facts)
+    population = trials.options.pruner == POPULATION
+    print_command(console, "write with the best model" if population else "train with the best settings", command)
     run = folder.path / found[0]["folder"]
-    if trials.options.pruner == POPULATION:  # these settings are only its last ones
-        print_command(console, "write with the best model", f"python {program('sample.py')} --checkpoint {run}")
-    else:
-        print_command(console, "train with the best settings", command)
     return SearchResult(found[0][loss], best, command, folder.path, run, table, weights)
 
 

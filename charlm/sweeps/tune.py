@@ -66,7 +66,6 @@ def work(
     folder.go_on()
     queue = Queue(folder, trials, settings, job, base, interrupt)
     shutil.rmtree(queue.files, ignore_errors=True)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table says what has failed
     try:
         # Ray handles signals in its own way until we do so again.
         with variables(ENVIRONMENT), silent(), connected(OmegaConf.create()), interrupt.listening():
@@ -76,6 +75,10 @@ def work(
             )
             while queue.begin():
                 tuner(function, queue).fit()
+    except Exception:
+        if interrupt.signal is None:
+            raise
+        raise Interrupted(interrupt.signal) from None  # a second signal, of which Ray makes another error
     finally:
         queue.close()
     if queue.problem is not None:
@@ -113,23 +116,27 @@ def tuner(function: Any, queue: Queue) -> tune.Tuner:
 
 @contextmanager
 def variables(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables in this context, and for the processes that begin in it."""
-    before = {name: os.environ.get(name) for name in values}
+    """Set environment variables in this context, and for the processes that begin in it. Ray sets some, too."""
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """Nothing is printed in this context, but for what holds on to the terminal, such as our table."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def resources(settings: Settings) -> dict[str, float]:
@@ -137,11 +144,12 @@ def resources(settings: Settings) -> dict[str, float]:
     options, threads, cluster = settings.trainer, settings.trainer.threads, ray.cluster_resources()
     gpu = options.accelerator in ("gpu", "cuda") or (options.accelerator == "auto" and cluster.get("GPU", 0) > 0)
     needs: dict[str, float] = {"cpu": threads if isinstance(threads, int) else 1, "gpu": int(gpu)}
-    if "RAY_ADDRESS" not in os.environ and any(cluster.get(kind.upper(), 0) < n for kind, n in needs.items()):
-        raise UsageError(
-            f"this machine is the whole Ray cluster, and has no {needs['cpu']} CPUs and {needs['gpu']} GPUs for a "
-            f"trial: lower trainer.threads, or set trainer.accelerator=cpu"
-        )
+    if "RAY_ADDRESS" not in os.environ:
+        if cluster.get("GPU", 0) < gpu:
+            raise UsageError("this machine, which is the whole Ray cluster, has no GPU: set trainer.accelerator=cpu")
+        if cluster["CPU"] < needs["cpu"]:
+            has = f"has {cluster['CPU']:g} CPUs, and a trial needs {needs['cpu']}: lower trainer.threads"
+            raise UsageError(f"this machine, which is the whole Ray cluster, {has}")
     return needs
 
 
@@ -235,11 +243,11 @@ class Queue:
 
     def close(self) -> None:
         """Leave the trials that have not ended to whoever goes on with the search, and delete Ray Tune's files."""
-        for number, trial in self.running.items():
-            record = self.folder.read(number)
-            if record is not None and record.status in ("waiting", "running") and record.epoch:
+        for record in self.folder.records().values():
+            if record.status in ("waiting", "running") and record.epoch:
                 record.status = "interrupted"
                 self.folder.write(record)
+        for trial in self.running.values():
             self.trials.release(trial)
         self.running.clear()
         shutil.rmtree(self.files, ignore_errors=True)
