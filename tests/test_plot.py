@@ -261,7 +261,7 @@ class HeardRates(pl.Callback):
 
 def test_many_learning_rates_are_thinned_out_evenly() -> None:
     """A triangle keeps its peak, whatever the number of epochs."""
-    callback = LossPicture(Path("loss.png"), types.SimpleNamespace(rows=[]), Store(pytest.fail))  # type: ignore[arg-type]
+    callback = LossPicture(Path("loss.png"), types.SimpleNamespace(rows=[]), Store(pytest.fail))
     for epoch in range(1000):
         for batch in range(10):
             rate = {"lr": min(epoch + batch / 10, 1000 - epoch - batch / 10)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -33,14 +32,13 @@ from charlm.run.compose import Job
 from charlm.run.search_options import POPULATION
 from charlm.run.settings import Settings
 from charlm.sweeps.folder import ENDED, JobRecord, SweepFolder
-from charlm.sweeps.job import alone
-from charlm.sweeps.population import finish_take_over, scheduler, take_over
+from charlm.sweeps.population import scheduler
 from charlm.sweeps.ray_cluster import connected
-from charlm.sweeps.recording import output_to
 from charlm.sweeps.results import settings_of
 from charlm.sweeps.study import Trials
-from charlm.sweeps.trial import check_some_work, new_record, run_trial
-from charlm.training.interrupt import Interrupt, Interrupted, Paused
+from charlm.sweeps.trial import check_some_work, new_record
+from charlm.sweeps.tune_trial import train, verdict
+from charlm.training.interrupt import Interrupt, Interrupted
 
 RETRIES = 3  # of a trial whose process or machine is lost
 KEPT = 8  # checkpoints of a trial: another one may be about to take over one, and Ray Tune counts each twice
@@ -289,11 +287,6 @@ class Pruner(FIFOScheduler):
         return TrialScheduler.CONTINUE
 
 
-def verdict(folder: SweepFolder, number: int) -> Path:
-    """The file that holds the validation after which a trial is pruned."""
-    return folder.jobs / f"{number}.pruned"
-
-
 class Events(tune.Callback):
     """Tells the trials when to stop, and keeps what has become of each."""
 
@@ -318,50 +311,3 @@ class Events(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray Tune has given up a trial."""
         self.queue.ended(int(str(trial)), trial.get_error())
-
-
-def train(config: dict[str, Any], *, folder: Path, here: Path, base: list[str], pruner: str | None) -> None:
-    """Run a trial in a process of Ray's, or resume it. Its record says how it ended.
-
-    A trial of a population whose checkpoint is that of another one takes it over, with the settings in `config`.
-    """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # for a trial that is paused to end
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    search, number = SweepFolder(folder), int(str(tune.get_context().get_trial_name()))
-    reported, record = tune.get_checkpoint(), search.read(number)
-    if record is None:
-        raise UsageError(f"{platform.node()} does not see {folder}, which all machines must share")
-    run = search.path / record.folder
-    os.chdir(here)
-    threads = int(tune.get_context().get_trial_resources().required_resources["CPU"])
-
-    def hopeless(validation: int, nats: float) -> bool:
-        tune.report({"nats": nats, "validation": validation})
-        with suppress(OSError):
-            return validation >= int(verdict(search, number).read_text())
-        return False
-
-    def between(epoch: int, nats: float) -> None:
-        try:
-            checkpoints = tune.Checkpoint.from_directory(run / "checkpoints")
-            tune.report({"nats": nats, "epoch": epoch}, checkpoint=checkpoints)
-        except SystemExit:  # what Ray Tune raises to pause a trial
-            raise Paused(signal.SIGTERM) from None
-
-    hooks = {} if pruner is None else {"between": between} if pruner == POPULATION else {"hopeless": hopeless}
-    # Another process may still train this trial: one that was paused, or on a machine that Ray has given up.
-    with suppress(Interrupted), alone(search.jobs / f"{number}.lock", search.stopping):
-        record = search.read(number)
-        if record is None or record.status in ENDED or search.stopping():
-            return
-        if pruner == POPULATION:
-            finish_take_over(search, record)
-        if reported is not None and Path(reported.path).parent.name != str(number):
-            with output_to(run / "train.log"):
-                take_over(search, record, Path(reported.path), base, config["trial"]["settings"])
-        try:
-            run_trial(search, record, search.stopping, **hooks, threads=threads)
-        except Paused:
-            record.status = "waiting"
-            search.write(record)
-            sys.exit(0)  # as Ray Tune expects

@@ -48,7 +48,7 @@ class Run:
         self.process = subprocess.Popen(
             [sys.executable, *launcher, str(ROOT / "train.py"), *arguments],
             **{"cwd": self.tmp_path, "env": self.env, "text": True, "start_new_session": True},
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},  # type: ignore[arg-type]
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
         )
         return self.process
 

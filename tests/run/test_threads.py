@@ -57,7 +57,7 @@ def test_the_chosen_number_is_recorded_and_measuring_changes_nothing(
 
         def one(step: object, numbers: list[int]) -> int:
             asked.append(numbers)
-            fastest(step, numbers)  # type: ignore[arg-type]
+            fastest(step, numbers)
             return 1
 
         monkeypatch.setattr(threads, "fastest", one)

@@ -30,7 +30,7 @@ from tests.helpers import ROOT, SMALL, of_extra, run_train, summary
 from tests.programs import begin, environment, program
 
 optuna = of_extra("sweep", "optuna")
-from charlm.sweeps.study import Halving, Trials  # noqa: E402
+study_of = of_extra("sweep", "charlm.sweeps.study")
 
 LR = "optimizer.lr: {low: 1e-5, high: 1e-1, log: true}"
 SPACE = {
@@ -126,7 +126,7 @@ def test_hopeless_trials_end_early_and_say_so(base: list[str], tmp_path: Path) -
     assert summary(pruned)["pruned"].startswith("pruned in epoch 3: ") and (pruned / "checkpoints/last.ckpt").exists()
     assert "pruned in epoch 3: other trials of the search had lower losses" in (pruned / "train.log").read_text()
     assert "diverged" in by_status["diverged"]["error"] and by_status["diverged"]["best_val_nats"] is None
-    states = [trial.state.name for trial in Trials(result.folder, options_of(trials=8, startup=2)).all()]
+    states = [trial.state.name for trial in study_of.Trials(result.folder, options_of(trials=8, startup=2)).all()]
     expected = {"finished": "COMPLETE", "pruned": "PRUNED", "diverged": "PRUNED"}
     assert states == [expected[record.status] for record in records(result.folder)]
 
@@ -143,7 +143,7 @@ def loss(chosen: dict[str, str]) -> float:
 def simulate(folder: Path, options: SearchOptions, kills: dict[int, int]) -> list[dict[str, str]]:
     """What trials try whose process is killed after so many suggestions, and goes on with the journal."""
     (folder / ".jobs").mkdir(parents=True, exist_ok=True)
-    trials, found, suggest = Trials(folder, options), [], optuna.trial.Trial._suggest
+    trials, found, suggest = study_of.Trials(folder, options), [], optuna.trial.Trial._suggest
     for count in range(12):
         left = kills.get(count)
 
@@ -165,7 +165,7 @@ def simulate(folder: Path, options: SearchOptions, kills: dict[int, int]) -> lis
                         trials.tell(trial, record)
                     break
                 except KeyboardInterrupt:
-                    left, trials = None, Trials(folder, options)
+                    left, trials = None, study_of.Trials(folder, options)
     return found
 
 
@@ -198,7 +198,7 @@ def test_a_trial_that_was_killed_hears_the_same_about_validations_that_it_repeat
 ) -> None:
     folder = tmp_path_factory.mktemp("search")
     (folder / ".jobs").mkdir()
-    trials = Trials(folder, options_of(pruner=pruner, startup=2))
+    trials = study_of.Trials(folder, options_of(pruner=pruner, startup=2))
     for count, values in enumerate(losses[:-1]):
         with trials.claimed() as trial:
             for step, nats in enumerate(values, 1):
@@ -206,7 +206,7 @@ def test_a_trial_that_was_killed_hears_the_same_about_validations_that_it_repeat
             trials.tell(trial, JobRecord(count, [], "", "finished", nats=min(values)))
 
     def heard() -> list[bool]:
-        with Trials(folder, options_of(pruner=pruner, startup=2)).claimed() as trial:
+        with study_of.Trials(folder, options_of(pruner=pruner, startup=2)).claimed() as trial:
             return [trials.hopeless(trial, step, nats) for step, nats in enumerate(losses[-1], 1)]
 
     assert heard() == heard()
@@ -218,11 +218,11 @@ def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
     whole = journal.read_bytes()
     with journal.open("ab") as file:
         file.write(b'{"op_code":4,"worker')
-    assert len(Trials(tmp_path / "a", options_of()).all()) == len(unbroken)
+    assert len(study_of.Trials(tmp_path / "a", options_of()).all()) == len(unbroken)
     assert journal.read_bytes().startswith(whole) and journal.read_bytes().endswith(b"\n")
     journal.write_bytes(b"nonsense\n")
     with pytest.raises(UsageError, match="journal.log is no journal of a search"):
-        Trials(tmp_path / "a", options_of())
+        study_of.Trials(tmp_path / "a", options_of())
 
 
 @given(
@@ -231,7 +231,7 @@ def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path) -> None:
 )
 @settings(max_examples=150, deadline=None)
 def test_successive_halving_keeps_the_best_third(others: list[list[float]], own: list[float]) -> None:
-    study = optuna.create_study(pruner=Halving(startup=0))
+    study = optuna.create_study(pruner=study_of.Halving(startup=0))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for losses in others:
         trial = study.ask()

@@ -33,13 +33,10 @@ from tests.sweeps.conftest import Cluster
 from tests.sweeps.processes import kill
 from tests.sweeps.test_search import records, table, wait_until
 
-of_extra("sweep", "optuna")
-of_extra("ray", "ray.tune")
-from ray.exceptions import RayActorError  # noqa: E402
-
-from charlm.sweeps.population import explored, finish_take_over, take_over  # noqa: E402
-from charlm.sweeps.study import Trials  # noqa: E402
-from charlm.sweeps.tune import RETRIES, Queue  # noqa: E402
+study = of_extra("sweep", "charlm.sweeps.study")
+exceptions = of_extra("ray", "ray.exceptions")
+population = of_extra("ray", "charlm.sweeps.population")
+tune = of_extra("ray", "charlm.sweeps.tune")
 
 LR = "optimizer.lr: {low: 1e-5, high: 1e-1, log: true}"
 
@@ -76,7 +73,7 @@ def test_what_can_change_moves_within_the_space_and_the_rest_stays(seed: int) ->
     chosen = {"model.layers": "2", "data.bptt": "16", "optimizer.momentum": rng.choice(["0.5", "0.9", "0.99"])}
     chosen |= {"optimizer.lr": number(SPACE["optimizer.lr"], 10 ** rng.uniform(-5, -1))}
     chosen |= {"optimizer.weight_decay": rng.choice(["0.0", "0.1", "0.4"]), "model.dropout": "0.25"}
-    found = explored(chosen, SPACE, rng)
+    found = population.explored(chosen, SPACE, rng)
     assert list(found) == list(chosen) and (found["model.layers"], found["data.bptt"]) == ("2", "16")
     assert 1e-5 <= float(found["optimizer.lr"]) <= 1e-1 and 0 <= float(found["model.dropout"]) <= 0.5
     assert found["optimizer.momentum"] in ("0.5", "0.9", "0.99")
@@ -85,7 +82,9 @@ def test_what_can_change_moves_within_the_space_and_the_rest_stays(seed: int) ->
 
 def test_most_changes_are_by_a_fifth_and_some_are_new_draws() -> None:
     rng, space = random.Random(0), {"optimizer.lr": Range(1e-5, 1e-1, True)}
-    ratios = [float(explored({"optimizer.lr": "0.001"}, space, rng)["optimizer.lr"]) / 0.001 for _ in range(2000)]
+    ratios = [
+        float(population.explored({"optimizer.lr": "0.001"}, space, rng)["optimizer.lr"]) / 0.001 for _ in range(2000)
+    ]
     near = [ratio for ratio in ratios if ratio in (pytest.approx(0.8), pytest.approx(1.2))]
     assert 0.7 < len(near) / len(ratios) < 0.8
     assert min(ratios) < 0.02 and max(ratios) > 50
@@ -115,7 +114,7 @@ def test_a_trial_that_is_taken_over_goes_on_as_its_donor_would(schedule: str, ba
         run_train(*with_settings(base, same), f"hydra.run.dir={donor}")
     for name, chosen in {"same": same, "other": {"optimizer.lr": "0.004", "model.output_dropout": "0.0"}}.items():
         record = JobRecord(0, [], name)
-        take_over(search, record, donor / "checkpoints", base, chosen)
+        population.take_over(search, record, donor / "checkpoints", base, chosen)
         assert record.overrides == with_settings(base, chosen) and search.read(0) == record
         run_train(f"resume={search.path / name}")
     assert differences(whole, search.path / "same") == []
@@ -147,11 +146,11 @@ def test_a_take_over_that_is_killed_has_happened_or_not(base: list[str], tmp_pat
         with pytest.MonkeyPatch.context() as patch:
             die_after(patch, calls)
             try:
-                take_over(search, record, donor / "checkpoints", base, {**same, "optimizer.lr": "0.004"})
+                population.take_over(search, record, donor / "checkpoints", base, {**same, "optimizer.lr": "0.004"})
                 killed = False
             except Killed:
                 killed = True
-        finish_take_over(search, record)
+        population.finish_take_over(search, record)
         run = search.path / str(calls) / "checkpoints"
         source = next(
             path for path in (donor, own) if filecmp.cmp(path / "checkpoints/best.ckpt", run / "best.ckpt", False)
@@ -191,12 +190,12 @@ def test_a_trial_that_is_lost_is_tried_again_and_one_that_fails_is_not(base: lis
     settings, job = compose_job([*base, *options], tmp_path / "search")
     folder = SweepFolder(job.folder)
     folder.jobs.mkdir(parents=True)
-    queue = Queue(folder, Trials(job.folder, settings.search), settings, job, base, Interrupt())
-    for _ in range(RETRIES):
+    queue = tune.Queue(folder, study.Trials(job.folder, settings.search), settings, job, base, Interrupt())
+    for _ in range(tune.RETRIES):
         assert queue.begin() and [taken["number"] for taken in queue.waiting] == [0]
         queue.ended(0)
     assert queue.begin() and queue.waiting[0]["number"] == 0 and records(job.folder)[0].status == "waiting"
-    queue.ended(0, RayActorError())  # Ray has tried it several times
+    queue.ended(0, exceptions.RayActorError())  # Ray has tried it several times
     assert (records(job.folder)[0].status, records(job.folder)[0].error) == (
         "failed",
         "its process was lost, perhaps because the memory was full",
