@@ -61,6 +61,12 @@ class LanguageModel:
         self.network, self.vocab, self.normalisation = network, vocab, normalisation
         self.config, self.corpus, self.progress = config or {}, corpus or {}, progress or {}
 
+    @property
+    def starter_id(self) -> int:
+        """The id that is read before a text that starts from nothing: a line break, if the model knows it."""
+        starter = next((c for c in "\n " if c in self.vocab.chars), self.vocab.chars[0])
+        return int(self.vocab.encode(starter)[0])
+
     def describe(self) -> dict[str, str]:
         """What the model is: family, parameters, corpus, vocabulary and loss, each as text."""
         wrapped = isinstance(self.network, Windowed)
@@ -93,8 +99,7 @@ class LanguageModel:
         sampling = SamplingOptions(length=length, **options)
         ids = self._prompt(prompt, sampling.unknown)
         if len(ids) == 0:
-            starter = next((c for c in "\n " if c in self.vocab.chars), self.vocab.chars[0])
-            ids = self._prompt(starter, "error")
+            ids = torch.tensor([self.starter_id])
         rng = torch.Generator()
         rng.seed() if sampling.seed is None else rng.manual_seed(sampling.seed)
         temperature = 0.0 if sampling.greedy else sampling.temperature

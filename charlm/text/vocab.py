@@ -115,6 +115,10 @@ class Vocab:
         specials = np.full(self.offset, ord(REPLACEMENT), dtype="<u4")
         return np.concatenate([specials, code_points(self.chars).astype("<u4")])
 
+    def knows(self, text: str) -> NDArray[np.bool_]:
+        """Whether each character of `text` is in the vocabulary, (len(text))."""
+        return self._ids.take(code_points(text), mode="clip") >= 0
+
     def encode(self, text: str, unknown: Unknown | None = None) -> NDArray[np.int32]:
         """Ids of `text`, shape (len(text),) unless characters are skipped.
 
