@@ -175,6 +175,7 @@ def _code_places(
         if run == block:
             continue
         flags.add(0)
+        # Here, not after all flags: in a forged file, flags alone can be almost free.
         unknown.append(_code_unknown(coder, urn, None if text is None else text[at]))
         places.append(at)
         at += 1

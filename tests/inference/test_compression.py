@@ -27,6 +27,7 @@ from charlm.inference.clm_file import MAGIC, read_header, unpack
 from charlm.inference.compression import compress, decompress
 from charlm.inference.entropy_coder import LEAST, Encoder
 from charlm.inference.language_model import LanguageModel
+from charlm.inference.letter_case import LetterCase
 from charlm.inference.unknown import unknown_nats
 from charlm.models.ensemble import Ensemble
 from charlm.models.network import Network, Output
@@ -131,6 +132,12 @@ def test_capitals_of_a_lower_case_model_cost_little() -> None:
     sentences = re.sub(r"(^|\. )(\w)", lambda m: m[0].upper(), small).replace(" i ", " I ")
     with_capitals, without = (there_and_back(model, text.encode(), 16).bits for text in (sentences, small))
     assert 0 < with_capitals - without < 0.5 * len(re.findall("[A-Z]", sentences))
+
+
+def test_only_capitals_that_can_be_restored_are_folded() -> None:
+    capitals = "AB\N{KELVIN SIGN}ÉǅΣİ"
+    assert LetterCase("Aabkéǆσςiß", True).fold(capitals) == "Ab\N{KELVIN SIGN}éǅσİ"  # A itself is known
+    assert LetterCase("abkéǆσςiß", False).fold(capitals) == capitals
 
 
 def test_a_trained_model_beats_zlib() -> None:
