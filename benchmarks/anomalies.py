@@ -5,6 +5,11 @@ second half is the test: once clean, for the false alarms, and once with corrupt
 doubled words, phrases in another language, wrong case, noise) planted at even distances. Each text is scored from the
 model's initial state. A corruption is found where a reported passage overlaps it; a passage that overlaps none is a
 false alarm. A model of lower-cased text cannot see case: train one with data.lowercase=false.
+
+``python train.py model=gru data=nietzsche data.lowercase=false`` gave 1.388 nats per character. At 1, 3 and 10 false
+alarms per 10,000 characters, precision was 94, 81 and 74 %, recall 38, 50 and 66.5 %. Noise is always found, phrases
+are from 82.5 % to always, wrong case (72.5 %) and swapped letters (55 %) only at the highest rate. Doubled words are
+not: the second copy costs this model hardly more than other words do.
 """
 
 from __future__ import annotations
