@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from charlm.cli import Parser, exit_cleanly, quick_imports
-from charlm.errors import OptionError, UsageError
+from charlm.cli import Parser, add_options, exit_cleanly, options_of, quick_imports
+from charlm.errors import UsageError
 from charlm.inference.sampling_options import SamplingOptions
 from charlm.text.characters import visible
 
@@ -27,30 +27,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", metavar="FILE", nargs="+", action="extend", help=files)
     p.add_argument("--prompt", default="", help="The text to continue.")
     p.add_argument("--positions", metavar="TEXT", help="Show the most likely next character after each one of TEXT.")
-    for name, field in SamplingOptions.model_json_schema()["properties"].items():
-        if field.get("type") == "boolean":
-            p.add_argument(f"--{name}", action="store_true", help=field["description"])
-            continue
-        kind = {"choices": field["enum"]} if "enum" in field else {"type": number, "metavar": "N"}
-        default = "" if field["default"] is None else f" Default: {field['default']}."
-        p.add_argument(f"--{name}", default=field["default"], help=field["description"] + default, **kind)
+    add_options(p, SamplingOptions)
     return p
 
 
-def number(text: str) -> int | float:
-    """The number in `text`."""
-    try:
-        return int(text) if text.lstrip("+-").isdecimal() else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number") from None
-
-
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
-    """The options on the command line, with a seed. Raises OptionError for a value that is out of range."""
-    try:
-        options = SamplingOptions(**{name: getattr(args, name) for name in SamplingOptions.model_fields})
-    except OptionError as error:
-        raise OptionError(f"--{error.name}", error.problem, error.value) from None
+    """The options on the command line, with a seed."""
+    options = options_of(args, SamplingOptions)
     return options if options.seed is not None else options.model_copy(update={"seed": secrets.randbelow(2**32)})
 
 

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import difflib
 import errno
+import functools
 import gc
 import io
 import os
@@ -13,13 +14,16 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from charlm.errors import UsageError
+from charlm.errors import OptionError, UsageError
+from charlm.options import Options
 from charlm.training.interrupt import Interrupted
+
+Chosen = TypeVar("Chosen", bound=Options)
 
 DEBUG = bool(os.environ.get("HYDRA_FULL_ERROR"))  # what the user asked for, before this module sets it
 GONE = {errno.EPIPE, errno.EIO}  # a pipe or a terminal that was closed
@@ -73,6 +77,46 @@ class Parser(argparse.ArgumentParser):
                 f"{extra!r} belongs to no option: a prompt is one argument in quotes, as in --prompt 'a text'"
             )
         raise UsageError(f"{message.removeprefix('argument ')}; {LIST}")
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """An argument for each field of `options`. A choice that may be left out has its first value when it has none."""
+    for name, described in options.model_json_schema()["properties"].items():
+        flag, kinds = (
+            f"--{name.replace('_', '-')}",
+            [k for k in described.get("anyOf", [described]) if "null" not in k.values()],
+        )
+        if described.get("type") == "boolean":
+            parser.add_argument(flag, action="store_true", help=described["description"])
+            continue
+        more: dict[str, Any] = {"type": str, "metavar": "TEXT"}
+        if "enum" in kinds[0]:
+            more = {"choices": kinds[0]["enum"]}
+            if described["default"] is None:
+                more |= {"nargs": "?", "const": kinds[0]["enum"][0]}
+        elif any(kind.get("type") in ("number", "integer") for kind in kinds):
+            words = [kind["const"] for kind in kinds if "const" in kind]
+            more = {"type": functools.partial(number, words=words), "metavar": "|".join(["N", *words])}
+        default = "" if described["default"] is None else f" Default: {described['default']}."
+        parser.add_argument(flag, default=described["default"], help=described["description"] + default, **more)
+
+
+def number(text: str, words: Sequence[str] = ()) -> int | float | str:
+    """The number in `text`, or one of `words`."""
+    if text in words:
+        return text
+    try:
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number{''.join(f' or {w}' for w in words)}") from None
+
+
+def options_of(arguments: argparse.Namespace, options: type[Chosen]) -> Chosen:
+    """The fields of `options` on the command line. Raises OptionError for a value that is out of range."""
+    try:
+        return options(**{name: getattr(arguments, name) for name in options.model_fields})
+    except OptionError as error:
+        raise OptionError(f"--{error.name.replace('_', '-')}", error.problem, error.value) from None
 
 
 @contextmanager

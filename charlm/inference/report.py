@@ -1,0 +1,79 @@
+"""An evaluation in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from charlm.inference.measures import Evaluation, Part
+from charlm.inference.methods import Methods
+from charlm.output import print_facts, print_table
+
+
+def print_evaluation(console: Console, name: str, text: str, methods: Methods, found: Evaluation) -> None:
+    """The figures of one model: first those that are quoted, then the loss by kind of character and by distance."""
+    low, high = found.interval
+    facts = {
+        "model": name,
+        "text": f"{text}, {found.characters:,} characters, {found.bytes:,} bytes",
+        "protocol": f"{found.losses.protocol.name}: {found.losses.protocol.describe()}",
+        **methods.describe(),
+        "loss": f"{found.nats:.4f} nats/char, 95 % interval {low:.4f} to {high:.4f}",
+        "": f"{found.bits:.4f} bits/char, {found.bits_per_byte:.4f} bits/byte, perplexity {found.perplexity:.3f}",
+        "accuracy": f"{100 * found.accuracy():.2f} %, among the best five {100 * found.accuracy(5):.2f} %",
+    }
+    if not math.isnan(found.calibration_error):
+        facts["calibration"] = f"expected error {100 * found.calibration_error:.2f} %"
+    count, nats = found.unknown
+    if count:
+        facts["unknown"] = (
+            f"{count:,} characters are not in the vocabulary; saying which they are costs {nats:,.1f} nats"
+        )
+    print_facts(console, facts)
+    console.print()
+    print_table(console, parts_table("kind", found.by_kind))
+    console.print()
+    print_table(console, parts_table("distance", found.by_distance))
+
+
+def parts_table(title: str, parts: Mapping[str, Part]) -> Table:
+    """Loss and accuracy of parts of the characters."""
+    table = plain_table(title, "characters", "nats/char", "bits/char", "accuracy")
+    for name, part in parts.items():
+        nats = part.nats_per_character
+        row = (name, f"{part.characters:,}", f"{nats:.4f}", f"{nats / math.log(2):.4f}", f"{100 * part.accuracy:.2f} %")
+        table.add_row(*map(Text, row))
+    return table
+
+
+def plain_table(first: str, *others: str) -> Table:
+    """A table without lines, whose numbers are aligned right."""
+    table = Table(box=None, pad_edge=False, header_style="bold cyan")
+    table.add_column(Text(first), overflow="fold")
+    for name in others:
+        table.add_column(Text(name), justify="right")
+    return table
+
+
+def models_table(rows: Sequence[tuple[str, Evaluation, float]]) -> Table:
+    """Several models, the lowest loss first, with the seconds that each took."""
+    table = plain_table("model", "nats/char", "95 % interval", "bits/char", "bits/byte", "accuracy", "time")
+    for name, found, seconds in sorted(rows, key=lambda row: row[1].nats):
+        low, high = found.interval
+        figures = (f"{found.nats:.4f}", f"{low:.4f}–{high:.4f}", f"{found.bits:.4f}", f"{found.bits_per_byte:.4f}")
+        table.add_row(*map(Text, (name, *figures, f"{100 * found.accuracy():.2f} %", f"{seconds:.1f} s")))
+    return table
+
+
+def seeds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The means over seeds."""
+    table = plain_table("models that differ in their seed", "seeds", "mean nats/char", "standard deviation")
+    for row in rows:
+        figures = (f"{row['mean_nats_per_character']:.4f}", f"{row['standard_deviation']:.4f}")
+        table.add_row(*map(Text, (", ".join(row["models"]), str(len(row["seeds"])), *figures)))
+    return table
