@@ -8,33 +8,45 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.cli import Parser, add_options, exit_cleanly, options_of, quick_imports
+from charlm.cli import Parser, add_options, exit_cleanly, number, options_of, quick_imports
 from charlm.errors import UsageError
 from charlm.inference.evaluation_options import EvaluationOptions
 
 if TYPE_CHECKING:  # PyTorch is slow to import
+    from rich.console import Console
+
     from charlm.inference.observer import Observer
+    from charlm.run.evaluate import Entry
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: what to evaluate, the fields of `EvaluationOptions`, and what to write."""
+    """The command line: what to evaluate, the fields of `EvaluationOptions`, and what else to do."""
     p = Parser(
         description="How well models predict a text: exact losses with their protocol, as a table or as JSON. With "
         "several models, one table, the best first, and the means over seeds."
     )
-    files = "Checkpoints or run folders (default: the newest run)."
-    p.add_argument("models", metavar="RUN", nargs="*", help=files)
+    p.add_argument("models", metavar="RUN", nargs="*", help="Checkpoints or run folders (default: the newest run).")
     p.add_argument("--checkpoint", metavar="RUN", nargs="+", action="extend", default=[], help="The same.")
     together = "One more model: the mean of the predictions of these."
     p.add_argument("--ensemble", metavar="RUN", nargs="+", default=[], help=together)
     p.add_argument("--average", metavar="RUN", nargs="+", default=[], help="One more model: the mean of their weights.")
     add_options(p, EvaluationOptions)
-    p.add_argument(
-        "--json", metavar="FILE", help="Write all figures as JSON to FILE, or to stdout (-) instead of a table."
-    )
-    p.add_argument(
-        "--per-character", metavar="FILE", help="Write a row for every character to FILE.csv or FILE.parquet."
-    )
+    also = p.add_argument_group("also, for one model")
+    file = "Write all figures as JSON to FILE, or to stdout (-) instead of a table; of several models, too."
+    also.add_argument("--json", metavar="FILE", help=file)
+    also.add_argument("--per-character", metavar="FILE", help="Write a row per character to FILE.csv or FILE.parquet.")
+    beside = "Show beside it what xz, bzip2, zstd, PPMd and zpaq make of the text after the training text."
+    also.add_argument("--compressors", action="store_true", help=beside)
+    spans = "List surprising passages, at RATE false alarms per 10,000 characters of validation text (default: 1)."
+    also.add_argument("--anomalies", metavar="RATE", type=number, nargs="?", const=1.0, help=spans)
+    memorised = "Find what the text in FILE, such as a sample, has verbatim from the training text."
+    also.add_argument("--memorised", metavar="FILE", help=memorised)
+    clm = p.add_argument_group("instead")
+    clm.add_argument("--compress", metavar="FILE", help="Compress FILE, of any kind, without loss, to FILE.clm.")
+    clm.add_argument("--decompress", metavar="FILE.clm", help="Decompress it, with the same model on the same machine.")
+    clm.add_argument("-o", "--output", metavar="FILE", help="The file to write, for --compress and --decompress.")
+    streams = "Compress so many parts of FILE side by side: faster, but each begins without context. Default: 1."
+    clm.add_argument("--streams", metavar="N", type=number, help=streams)
     return p
 
 
@@ -42,40 +54,101 @@ def main() -> None:
     """Evaluate what the command line names, and print and write the figures."""
     args = parser().parse_args()
     options = options_of(args, EvaluationOptions)
+    check(args)
     with quick_imports():  # after --help: PyTorch takes a second to import
-        from rich.console import Console
-
-        from charlm.inference.per_character import check_format, write_per_character
-        from charlm.inference.report import models_table, print_evaluation, seeds_table
-        from charlm.output import print_table
-        from charlm.run.evaluate import evaluate_all, find_models, over_seeds
+        from charlm.run.evaluate import find_models
 
     models = find_models([*args.models, *args.checkpoint], args.ensemble, args.average)
+    alone = ("per_character", "compressors", "anomalies", "memorised", "compress", "decompress")
+    for name in alone:
+        if getattr(args, name) and len(models) > 1:
+            raise UsageError(f"--{name.replace('_', '-')} is for one model, not for {len(models)}")
+    if args.compress or args.decompress:
+        use_clm(args, options, models[0])
+    else:
+        evaluate(args, options, models)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if args.compress and args.decompress:
+        raise UsageError("--compress and --decompress are two commands: give one of them")
+    for name in ("output", "streams"):
+        if getattr(args, name) is not None and not args.compress and not (name == "output" and args.decompress):
+            raise UsageError(f"--{name} is for --compress{' and --decompress' if name == 'output' else ''} only")
+    if args.compress or args.decompress:
+        for name in ("json", "per_character", "compressors", "anomalies", "memorised", "text"):
+            if getattr(args, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} does not go with --compress and --decompress: leave it out"
+                )
+    if args.decompress and (args.dynamic or args.cache or args.temperature != 1):
+        raise UsageError("--decompress takes dynamic, cache and temperature from the file: leave them out")
+
+
+def use_clm(args: argparse.Namespace, options: EvaluationOptions, model: "Entry") -> None:
+    """Compress or decompress a file."""
+    with quick_imports():
+        from charlm.output import print_facts
+        from charlm.run.clm import compress_file, decompress_file, targets
+
+    paths = targets(args.compress or args.decompress, args.output, decompress=bool(args.decompress))
+    with observed() as observer:
+        if args.decompress:
+            outcome = decompress_file(model, paths, observer)
+        else:
+            outcome = compress_file(model, paths, options, args.streams or 1, observer)
+    print_facts(console(), outcome.facts())
+
+
+def evaluate(args: argparse.Namespace, options: EvaluationOptions, models: "list[Entry]") -> None:
+    """Evaluate models."""
+    with quick_imports():
+        from charlm.inference.per_character import check_format, write_per_character
+        from charlm.inference.report import models_table, print_evaluation, print_lines, seeds_table
+        from charlm.output import print_table
+        from charlm.run import reports
+        from charlm.run.evaluate import evaluate_all, over_seeds
+
     if args.per_character:
-        if len(models) > 1:
-            raise UsageError("--per-character is for one model, not several")
         check_format(args.per_character)
+    if args.anomalies is not None:
+        reports.check_surprising(options)
     with observed() as observer:
         found = evaluate_all(models, options, observer)
-    seeds = over_seeds(found)
+        one, seeds = found[0], over_seeds(found)
+        beside = reports.beside_compressors(one, observer) if args.compressors else None
+        passages = None if args.anomalies is None else reports.surprising(one, float(args.anomalies), observer)
+        memorised = reports.memorised(one, args.memorised) if args.memorised else None
     if args.per_character:
-        write_per_character(found[0].evaluation.losses, Path(args.per_character))
+        write_per_character(one.evaluation.losses, Path(args.per_character))
     if args.json:
-        everything = (
-            found[0].as_dict() if len(models) == 1 else {"models": [e.as_dict() for e in found], "seeds": seeds}
-        )
-        write(args.json, json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
-        if args.json == "-":
-            return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    if len(models) == 1:
-        one = found[0]
-        print_evaluation(console, one.name, one.text, one.methods, one.evaluation)
+        more = {"compressors": beside, "anomalies": passages, "memorised": memorised}
+        plain = {name: getattr(part, "as_dict", lambda part=part: part)() for name, part in more.items() if part}
+        several = {"models": [each.as_dict() for each in found], "seeds": seeds}
+        write(args.json, json.dumps(one.as_dict() | plain if len(models) == 1 else several, indent=2) + "\n")
+    if args.json == "-":
         return
-    print_table(console, models_table([(e.name, e.evaluation, e.seconds) for e in found]))
-    if seeds:
-        console.print()
-        print_table(console, seeds_table(seeds))
+    if len(models) > 1:
+        print_table(console(), models_table([(each.name, each.evaluation, each.seconds) for each in found]))
+        if seeds:
+            console().print()
+            print_table(console(), seeds_table(seeds))
+        return
+    print_evaluation(console(), one.name, one.text, one.methods, one.evaluation)
+    if beside:
+        console().print()
+        print_table(console(), reports.compressors_table(beside))
+    for part in (passages, memorised):
+        if part is not None:
+            print_lines(console(), part.lines())
+
+
+def console() -> "Console":
+    """The terminal, or lines of 120 columns in a file."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def write(path: str, text: str) -> None:

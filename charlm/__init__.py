@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charlm.checkpoint.paths import StrPath, removed_if_empty
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
     from charlm.inference.language_model import LanguageModel
+    from charlm.run.evaluate import Evaluated
     from charlm.run.lr_find import RangeResult
     from charlm.run.profile import ProfileResult
     from charlm.run.result import Result
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
-__all__ = ["UsageError", "average", "load", "lr_find", "profile", "search", "train"]
+__all__ = ["UsageError", "average", "evaluate", "load", "lr_find", "profile", "search", "train"]
 
 
 def load(path: StrPath | Sequence[StrPath] | None = None, trust: Iterable[str] = ()) -> LanguageModel:
@@ -50,6 +51,24 @@ def average(paths: Sequence[StrPath], trust: Iterable[str] = ()) -> LanguageMode
     from charlm.inference import combining
 
     return combining.average(paths, trust)
+
+
+def evaluate(
+    path: StrPath | Sequence[StrPath] | None = None, *, trust: Iterable[str] = (), **options: Any
+) -> Evaluated:
+    """Evaluate a checkpoint, as ``python evaluate.py`` does; the arguments are those of `load`, and ``split="test"`` …
+
+    `options` are the fields of `charlm.inference.evaluation_options.EvaluationOptions`. What returns has the losses of
+    every character in ``.evaluation.losses``, their means in ``.evaluation``, and the model with its methods
+    (``dynamic="sgd"``, ``cache=True``, ``temperature="fit"``) in ``.model``, which writes and scores as any other.
+    """
+    from charlm.inference.evaluation_options import EvaluationOptions
+    from charlm.run.evaluate import evaluate
+
+    chosen = EvaluationOptions(**options)
+    model = load(path, trust)
+    name = "the model" if path is None else str(path)
+    return evaluate(model, name, chosen)
 
 
 def train(*overrides: str, folder: str | Path | None = None) -> Result:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -67,15 +67,19 @@ class Compressor:
 
 
 def compare(
-    train: str, split: str, started: Callable[[str], object] = lambda name: None, zpaq_timeout: float = ZPAQ_TIMEOUT
+    train: str | bytes,
+    split: str | bytes,
+    started: Callable[[str], object] = lambda name: None,
+    zpaq_timeout: float = ZPAQ_TIMEOUT,
+    names: Collection[str] = (),
 ) -> Iterator[Compressed | LeftOut]:
-    """Compress `split`, alone and after `train`, with every compressor; each result comes once it is there.
+    """Compress `split`, alone and after `train`, with every compressor (of `names`), one after another.
 
-    The texts are those that the model reads, normalised. They are encoded as UTF-8. `started` is called with the name
+    Texts are those that the model reads, normalised, and are encoded as UTF-8. `started` is called with the name
     of each compressor before it runs. A compressor that is not installed, fails, or (zpaq) takes more than
     `zpaq_timeout` seconds for one text is left out.
     """
-    before, data = (text.encode("utf-8", "surrogatepass") for text in (train, split))
+    before, data = (t if isinstance(t, bytes) else t.encode("utf-8", "surrogatepass") for t in (train, split))
     makers: dict[str, Callable[[int], Compressor]] = {
         "xz": _xz,
         "bzip2": _bzip2,
@@ -84,6 +88,8 @@ def compare(
         "zpaq": lambda length: _zpaq(zpaq_timeout),
     }
     for name, make in makers.items():
+        if names and name not in names:
+            continue
         try:
             compressor = make(len(before) + len(data))
         except NotInstalled as error:

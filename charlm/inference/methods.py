@@ -152,7 +152,8 @@ class Tuner:
         where = "val"
         if self.reported == "val":
             try:
-                where = self.texts("test") and "test"
+                self.texts("test")
+                where = "test"
             except UsageError:
                 where = "train"
                 self.observer.warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -77,3 +77,10 @@ def seeds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         figures = (f"{row['mean_nats_per_character']:.4f}", f"{row['standard_deviation']:.4f}")
         table.add_row(*map(Text, (", ".join(row["models"]), str(len(row["seeds"])), *figures)))
     return table
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """A blank line and `lines`, as they are."""
+    console.print()
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

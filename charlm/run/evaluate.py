@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,17 @@ from charlm.text.sources import read
 from charlm.text.vocab import normalise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluated:
     """One model's figures. `model` has the network with its methods, `methods` what there is to say about them."""
 
     name: str
     text: str
     options: EvaluationOptions
-    evaluation: Evaluation = field(repr=False)
+    evaluation: Evaluation
     methods: Methods
-    model: LanguageModel = field(repr=False)
-    held_out: HeldOut = field(repr=False)
+    model: LanguageModel
+    held_out: HeldOut
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,6 +50,10 @@ class Evaluated:
             "seconds": round(self.seconds, 2),
         }
 
+    def __repr__(self) -> str:
+        found = self.evaluation
+        return f"<Evaluated: {self.name} on the {self.text}, {found.losses.protocol.name}: {found.nats:.4f} nats/char>"
+
     @property
     def group(self) -> str:
         """The same for models that differ only in their seed."""
@@ -59,9 +63,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to be evaluated: its name in tables and messages, and how to open it."""
+    """A model to be evaluated: its name in tables and messages, its checkpoints, and how to open it."""
 
     name: str
+    checkpoints: list[Path]
     open: Callable[[], LanguageModel]
 
 
@@ -72,16 +77,14 @@ def find_models(paths: Sequence[StrPath], ensemble: Sequence[StrPath], average: 
     """
     if len(paths) > 1:
         paths = [path for path in paths if Path(path).is_dir() or Path(path).suffix == ".ckpt"] or paths
-    found = [Entry(short(path), functools.partial(load, path)) for path in paths]
+    found = [Entry(short(path), [Path(path)], functools.partial(load, path)) for path in paths]
     for kind, several, function in (("ensemble", ensemble, load_ensemble), ("average", average, averaged)):
         if len(several) == 1:
             raise UsageError(f"--{kind} needs two models or more, after one another")
         if several:
-            found.append(Entry(f"{kind} of {', '.join(map(short, several))}", functools.partial(function, several)))
-    if not found:
-        path = find_checkpoint()
-        found = [Entry(short(path), functools.partial(load, path))]
-    return found
+            name = f"{kind} of {', '.join(map(short, several))}"
+            found.append(Entry(name, list(map(Path, several)), functools.partial(function, several)))
+    return found or find_models([find_checkpoint()], (), ())
 
 
 def short(path: StrPath) -> str:
