@@ -73,6 +73,12 @@ def check(args: argparse.Namespace) -> None:
     """Raise UsageError for options that contradict each other."""
     if args.compress and args.decompress:
         raise UsageError("--compress and --decompress are two commands: give one of them")
+    for name in ("json", "per_character"):  # written in the end, perhaps after minutes
+        path = getattr(args, name)
+        if path not in (None, "-") and (not Path(path).absolute().parent.is_dir() or Path(path).is_dir()):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {path}: cannot be written, name a file in a folder that exists"
+            )
     for name in ("output", "streams"):
         if getattr(args, name) is not None and not args.compress and not (name == "output" and args.decompress):
             raise UsageError(f"--{name} is for --compress{' and --decompress' if name == 'output' else ''} only")
@@ -97,7 +103,7 @@ def use_clm(args: argparse.Namespace, options: EvaluationOptions, model: "Entry"
         if args.decompress:
             outcome = decompress_file(model, paths, observer)
         else:
-            outcome = compress_file(model, paths, options, args.streams or 1, observer)
+            outcome = compress_file(model, paths, options, 1 if args.streams is None else args.streams, observer)
     print_facts(console(), outcome.facts())
 
 

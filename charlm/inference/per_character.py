@@ -20,8 +20,6 @@ def check_format(path: str) -> None:
         raise UsageError(f"--per-character {path}: the name must end in {' or '.join(FORMATS)}")
     if where.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError('--per-character: .parquet needs pip install -e ".[evaluate]"; .csv needs nothing')
-    if not where.absolute().parent.is_dir():
-        raise UsageError(f"--per-character {path}: there is no folder {where.parent}, make it first")
 
 
 def columns(losses: Losses) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -39,6 +40,7 @@ class Evaluated:
     model: LanguageModel
     held_out: HeldOut
     seconds: float
+    combined: bool = False  # of several checkpoints
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain values for JSON."""
@@ -103,7 +105,8 @@ def evaluate_all(models: Sequence[Entry], options: EvaluationOptions, observer: 
     for entry in models:
         observer.notify(entry.name)
         try:
-            found.append(evaluate(entry.open(), entry.name, options, observer))
+            one = evaluate(entry.open(), entry.name, options, observer)
+            found.append(dataclasses.replace(one, combined=len(entry.checkpoints) > 1))
         except UsageError as error:
             refused.append(error)
     if not found:
@@ -137,7 +140,7 @@ def evaluate(model: LanguageModel, name: str, options: EvaluationOptions, observ
 def over_seeds(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
     """Mean and standard deviation of the loss over models that differ only in their seed; nothing without any."""
     groups: dict[str, list[Evaluated]] = {}
-    for one in found:
+    for one in (one for one in found if not one.combined):
         groups.setdefault(one.group, []).append(one)
     rows = []
     for members in groups.values():
