@@ -26,7 +26,7 @@ FEWER = ("trainer.max_epochs=1", "model.hidden_size=8", "data.batch_size=4", "da
 
 def test_the_readme_has_the_two_commands() -> None:
     assert "pip install -e . && python train.py model=gru" in COMMANDS
-    assert 'pip install -e ".[dev,keras,notebook,sweep,slurm,ray]" && pytest' in COMMANDS
+    assert 'pip install -e ".[dev,keras,notebook,sweep,slurm,ray,evaluate]" && pytest' in COMMANDS
 
 
 @pytest.mark.parametrize("command", TRAIN)

@@ -149,7 +149,7 @@ def _divsufsort(array: NDArray[Any]) -> NDArray[np.signedinteger[Any]]:
     try:
         library = importlib.import_module("pydivsufsort")
     except ImportError:
-        raise UsageError("memorisation is measured with a suffix array: pip install pydivsufsort") from None
+        raise UsageError("memorisation is measured with a suffix array: pip install -e '.[evaluate]'") from None
     suffixes: NDArray[np.signedinteger[Any]] = library.divsufsort(array)
     return suffixes
 

@@ -28,7 +28,7 @@ texts = st.sampled_from(list(ALPHABETS.values())).flatmap(
 
 @pytest.fixture(autouse=True)
 def library() -> None:
-    of_extra("memorisation", "pydivsufsort")
+    of_extra("evaluate", "pydivsufsort")
 
 
 def longest_by_search(sample: str, train: str) -> list[int]:
