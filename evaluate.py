@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charlm.cli import Parser, add_options, exit_cleanly, number, options_of, quick_imports
 from charlm.errors import UsageError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # PyTorch is slow to import
     from rich.console import Console
 
     from charlm.inference.observer import Observer
-    from charlm.run.evaluate import Entry
+    from charlm.run.evaluate import Entry, Evaluated
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,26 +26,28 @@ def parser() -> argparse.ArgumentParser:
         "several models, one table, the best first, and the means over seeds."
     )
     p.add_argument("models", metavar="RUN", nargs="*", help="Checkpoints or run folders (default: the newest run).")
-    p.add_argument("--checkpoint", metavar="RUN", nargs="+", action="extend", default=[], help="The same.")
-    together = "One more model: the mean of the predictions of these."
+    p.add_argument("--checkpoint", metavar="RUN", nargs="+", action="extend", default=[], help="Further ones, as RUN.")
+    together = "One more model, whose predictions are the mean of those of these."
     p.add_argument("--ensemble", metavar="RUN", nargs="+", default=[], help=together)
-    p.add_argument("--average", metavar="RUN", nargs="+", default=[], help="One more model: the mean of their weights.")
+    p.add_argument(
+        "--average", metavar="RUN", nargs="+", default=[], help="One more model, whose weights are their mean."
+    )
     add_options(p, EvaluationOptions)
-    also = p.add_argument_group("also, for one model")
-    file = "Write all figures as JSON to FILE, or to stdout (-) instead of a table; of several models, too."
+    also = p.add_argument_group("reports (all but --json for one model only)")
+    file = "Write all figures as JSON to FILE, or to stdout (-) instead of a table."
     also.add_argument("--json", metavar="FILE", help=file)
     also.add_argument("--per-character", metavar="FILE", help="Write a row per character to FILE.csv or FILE.parquet.")
-    beside = "Show beside it what xz, bzip2, zstd, PPMd and zpaq make of the text after the training text."
+    beside = "Compare with xz, bzip2, zstd, PPMd and zpaq, primed with the training text."
     also.add_argument("--compressors", action="store_true", help=beside)
     spans = "List surprising passages, at RATE false alarms per 10,000 characters of validation text (default: 1)."
     also.add_argument("--anomalies", metavar="RATE", type=number, nargs="?", const=1.0, help=spans)
     memorised = "Find what the text in FILE, such as a sample, has verbatim from the training text."
     also.add_argument("--memorised", metavar="FILE", help=memorised)
-    clm = p.add_argument_group("instead")
+    clm = p.add_argument_group("compression (extra [compress])")
     clm.add_argument("--compress", metavar="FILE", help="Compress FILE, of any kind, without loss, to FILE.clm.")
     clm.add_argument("--decompress", metavar="FILE.clm", help="Decompress it, with the same model on the same machine.")
     clm.add_argument("-o", "--output", metavar="FILE", help="The file to write, for --compress and --decompress.")
-    streams = "Compress so many parts of FILE side by side: faster, but each begins without context. Default: 1."
+    streams = "Compress FILE in N parts side by side: faster, but each begins without context. Default: 1."
     clm.add_argument("--streams", metavar="N", type=number, help=streams)
     return p
 
@@ -88,6 +90,10 @@ def check(args: argparse.Namespace) -> None:
                 raise UsageError(
                     f"--{name.replace('_', '-')} does not go with --compress and --decompress: leave it out"
                 )
+    if (args.compress or args.decompress) and (args.protocol != "stream" or args.split != "val"):
+        raise UsageError("--compress reads a file, not a split, as --streams say: leave --split and --protocol out")
+    if args.streams is not None and not (isinstance(args.streams, int) and 1 <= args.streams <= 4096):
+        raise UsageError(f"--streams {args.streams} must be a whole number from 1 to 4096")
     if args.decompress and (args.dynamic or args.cache or args.temperature != 1):
         raise UsageError("--decompress takes dynamic, cache and temperature from the file: leave them out")
 
@@ -108,46 +114,63 @@ def use_clm(args: argparse.Namespace, options: EvaluationOptions, model: "Entry"
 
 
 def evaluate(args: argparse.Namespace, options: EvaluationOptions, models: "list[Entry]") -> None:
-    """Evaluate models."""
+    """Evaluate models, print the figures and write the files."""
     with quick_imports():
         from charlm.inference.per_character import check_format, write_per_character
-        from charlm.inference.report import models_table, print_evaluation, print_lines, seeds_table
-        from charlm.output import print_table
         from charlm.run import reports
-        from charlm.run.evaluate import evaluate_all, over_seeds
+        from charlm.run.evaluate import evaluate_all
 
+    # What would fail in the end fails now.
+    rate = None if args.anomalies is None else float(args.anomalies)
     if args.per_character:
         check_format(args.per_character)
-    if args.anomalies is not None:
-        reports.check_surprising(options)
+    if args.compressors:
+        reports.check_compressors(options)
+    if rate is not None:
+        reports.check_surprising(options, rate)
+    sample = reports.sample_for(args.memorised) if args.memorised else None
+    train = args.compressors or sample is not None
     with observed() as observer:
-        found = evaluate_all(models, options, observer)
-        one, seeds = found[0], over_seeds(found)
-        beside = reports.beside_compressors(one, observer) if args.compressors else None
-        passages = None if args.anomalies is None else reports.surprising(one, float(args.anomalies), observer)
-        memorised = reports.memorised(one, args.memorised) if args.memorised else None
+        found = evaluate_all(models, options, observer, lambda text: reports.check_texts(text, rate, train=train))
+        more: dict[str, Any] = {}
+        if args.compressors:
+            more["compressors"] = reports.beside_compressors(found[0], observer)
+        if rate is not None:
+            more["anomalies"] = reports.surprising(found[0], rate, observer)
+        if sample is not None:
+            more["memorised"] = reports.memorised(found[0], sample)
     if args.per_character:
-        write_per_character(one.evaluation.losses, Path(args.per_character))
+        write_per_character(found[0].evaluation.losses, Path(args.per_character))
     if args.json:
-        more = {"compressors": beside, "anomalies": passages, "memorised": memorised}
-        plain = {name: getattr(part, "as_dict", lambda part=part: part)() for name, part in more.items() if part}
-        several = {"models": [each.as_dict() for each in found], "seeds": seeds}
-        write(args.json, json.dumps(one.as_dict() | plain if len(models) == 1 else several, indent=2) + "\n")
-    if args.json == "-":
-        return
-    if len(models) > 1:
-        print_table(console(), models_table([(each.name, each.evaluation, each.seconds) for each in found]))
-        if seeds:
-            console().print()
-            print_table(console(), seeds_table(seeds))
-        return
-    print_evaluation(console(), one.name, one.text, one.methods, one.evaluation)
-    if beside:
-        console().print()
-        print_table(console(), reports.compressors_table(beside))
-    for part in (passages, memorised):
-        if part is not None:
-            print_lines(console(), part.lines())
+        write(args.json, json.dumps(reports.as_dict(found, more, one=len(models) == 1), indent=2) + "\n")
+    if args.json != "-":
+        show(found, more, one=len(models) == 1)
+
+
+def show(found: "list[Evaluated]", more: dict[str, Any], *, one: bool) -> None:
+    """Print the figures of one model, or a table of several."""
+    from charlm.inference.report import compressors_table, models_table, print_evaluation, print_lines, seeds_table
+    from charlm.output import print_facts, print_table
+    from charlm.run.evaluate import over_seeds
+
+    terminal, first = console(), found[0]
+    if one:
+        print_evaluation(terminal, first.name, first.text, first.methods, first.evaluation)
+    else:
+        asked = first.options.model_dump(exclude_defaults=True, exclude={"protocol"})
+        options = {name.replace("_", " "): str(value) for name, value in asked.items()}
+        print_facts(terminal, {"protocol": first.evaluation.losses.protocol.describe(), **options})
+        terminal.print()
+        print_table(terminal, models_table([(each.name, each.text, each.evaluation, each.seconds) for each in found]))
+        if seeds := over_seeds(found):
+            terminal.print()
+            print_table(terminal, seeds_table(seeds))
+    if "compressors" in more:
+        terminal.print()
+        print_table(terminal, compressors_table(more["compressors"]))
+    for name in ("anomalies", "memorised"):
+        if name in more:
+            print_lines(terminal, more[name].lines())
 
 
 def console() -> "Console":

@@ -27,23 +27,17 @@ from rich.table import Table
 
 import charlm
 from benchmarks.corruptions import KINDS, Corruption, plant
-from charlm.data.options import DataOptions
-from charlm.data.splits import split_sizes
 from charlm.errors import UsageError
 from charlm.inference.anomalies import PER, Anomaly, calibrate, find_anomalies
 from charlm.inference.language_model import LanguageModel
-from charlm.run.instantiate import build_corpus
-from charlm.text.vocab import normalise
+from charlm.run.held_out import HeldOut
 
 
 def held_out(model: LanguageModel) -> str:
     """The validation split of the run that wrote the checkpoint, normalised."""
-    options = DataOptions(**model.config["data"])
-    if options.split != "contiguous" or model.normalisation.get("lowercase"):
-        raise UsageError("the benchmark needs a model of cased text with a contiguous validation split")
-    text = normalise(build_corpus(options).text, **model.normalisation)
-    sizes = split_sizes(len(text), options)
-    return text[sizes["train"] : sizes["train"] + sizes["val"]]
+    if model.normalisation.get("lowercase"):
+        raise UsageError("the benchmark needs a model of cased text: train one with data.lowercase=false")
+    return HeldOut(model, "the checkpoint")("val")
 
 
 def losses(model: LanguageModel, text: str) -> NDArray[np.float64]:

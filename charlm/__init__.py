@@ -58,9 +58,10 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate a checkpoint, as ``python evaluate.py`` does; the arguments are those of `load`, and ``split="test"`` …
 
-    `options` are the fields of `charlm.inference.evaluation_options.EvaluationOptions`. What returns has the losses of
+    `options` are the fields of `charlm.inference.evaluation_options.EvaluationOptions`. The result has the losses of
     every character in ``.evaluation.losses``, their means in ``.evaluation``, and the model with its methods
-    (``dynamic="sgd"``, ``cache=True``, ``temperature="fit"``) in ``.model``, which writes and scores as any other.
+    (``dynamic="sgd"``, ``cache=True``, ``temperature="fit"``) in ``.model``, which writes and scores as any other
+    (dynamic evaluation learns from the text that it writes, too).
     """
     from charlm.inference.evaluation_options import EvaluationOptions
     from charlm.run.evaluate import evaluate

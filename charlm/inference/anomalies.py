@@ -103,16 +103,22 @@ def calibrate(nats: Nats, rate: Positive = 1.0) -> Calibration:
     number of false alarms in the calibration text. Raises UsageError where the text is too short for even one.
     """
     _check(nats)
-    allowed = int(rate * len(nats) / PER + 1e-9)
-    if allowed < 1:
-        raise UsageError(
-            f"a rate of {rate:g} false alarms per {PER:,} characters cannot be measured on {len(nats):,} characters: "
-            f"calibrate on {int(np.ceil(PER / rate)):,} or more, or ask for a higher rate"
-        )
+    allowed = calibrated_by(len(nats), rate)
     allowance = float(nats.mean() + nats.std())
     scores = sorted((score for _, _, score in maximal_segments(nats - allowance)), reverse=True)
     threshold = scores[allowed] if len(scores) > allowed else 0.0
     return Calibration(rate, len(nats), sum(score > threshold for score in scores), allowance, threshold)
+
+
+def calibrated_by(characters: int, rate: float) -> int:
+    """How many false alarms there may be in `characters` of calibration text. Raises UsageError if that is none."""
+    allowed = int(rate * characters / PER + 1e-9)
+    if allowed < 1:
+        raise UsageError(
+            f"a rate of {rate:g} false alarms per {PER:,} characters cannot be measured on {characters:,} characters: "
+            f"calibrate on {int(np.ceil(PER / rate)):,} or more, or ask for a higher rate"
+        )
+    return allowed
 
 
 def find_anomalies(nats: Nats, text: str, calibration: Calibration) -> Anomalies:

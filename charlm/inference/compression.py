@@ -99,7 +99,7 @@ def decompress(
     Raises UsageError for anything but a whole file that was compressed with this model, method, build and machine.
     """
     header, payload = unpack(data, name)
-    _check(header, model, checksum, method, name)
+    check_header(header, model, checksum, method, name)
     decoder = Decoder(payload, name)
     with reproducible(model.network, header.threads):
         stepper = Stepper(model, header.streams)
@@ -115,7 +115,7 @@ def decompress(
     return found
 
 
-def _check(header: Header, model: LanguageModel, checksum: str, method: str, name: str) -> None:
+def check_header(header: Header, model: LanguageModel, checksum: str, method: str, name: str) -> None:
     """Raise UsageError unless the file was compressed with this model, method and build."""
     if header.checkpoint.hex() != checksum[:32]:
         raise UsageError(

@@ -13,16 +13,21 @@ from torch import Tensor
 from charlm.errors import UsageError
 from charlm.models.network import Network
 
-NOT_FINITE = (
-    "the network's output is not finite: training diverges (try a lower optimizer.lr), or a relu network reads further "
-    "than the windows that it was trained on"
-)
+
+class NotFinite(UsageError):
+    """The network's output is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the network's output is not finite: it diverges (try a lower learning rate), or a relu network reads "
+            "further than the windows that it was trained on"
+        )
 
 
 def next_id(logits_V: Tensor, temperature: float, rng: torch.Generator | None) -> int:
     """Sample from softmax(logits / temperature), or take the most likely id at temperature 0."""
     if not logits_V.isfinite().all():
-        raise UsageError(NOT_FINITE)
+        raise NotFinite
     if temperature == 0:
         return int(logits_V.argmax())
     # Shifted first, so that a tiny temperature cannot overflow. On the CPU, so that a seed gives the same text

@@ -1,209 +1,198 @@
-"""What a network predicts of a text, character by character, under a protocol that says what it may look back on.
+"""The figures of an evaluation: from the losses of every character to what a person quotes.
 
-Shapes: N targets, B rows, T time steps, V vocabulary.
+Shapes: N targets.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
+import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from charlm.errors import UsageError
-from charlm.inference.decoding import NOT_FINITE
-from charlm.inference.observer import nothing
-from charlm.inference.unknown import unknown_nats
-from charlm.models.network import Network
-from charlm.models.state import State
-from charlm.text.vocab import Vocab
+from charlm.inference.losses import Losses
 
-BUDGET = 2**22  # logits at once: 32 MB in float64
-ROWS, WINDOW, BATCHES = 64, 256, 200  # nanoGPT's batches; windows:N are read 64 at a time, too
-SEED = 1337  # of their places
-
-Progress = Callable[[int, int], None]
+BLOCK = 1000  # characters: far longer than losses are correlated
+RESAMPLES = 2000
+BINS = 15  # of confidence, as in Guo et al. 2017
+KINDS = ("other letters", "upper case", "digits", "spaces", "punctuation", "unknown")
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How a text is read, which decides what a prediction may look back on. `parse` reads its name.
+class Part:
+    """Some of the characters: how many, their mean loss in nats, and how many of them were predicted exactly."""
 
-    - ``stream``: as one stream, with the state carried from the beginning to the end.
-    - ``streams:B``: cut into B streams of equal length that are read side by side, as validation in training does.
-    - ``windows:N``: in consecutive windows of N characters, each read from the initial state.
-    - ``nanogpt``: 200 batches of 64 windows of 256 characters at random places, as nanoGPT's ``train.py`` estimates its
-      loss. Its places are others, so that figures agree only up to chance.
-    """
+    characters: int
+    nats_per_character: float
+    accuracy: float
 
-    name: str
-    streams: int = 0
-    window: int = 0
 
-    @classmethod
-    def parse(cls, name: str) -> Protocol:
-        """The protocol of that name. Raises UsageError for any other."""
-        if name == "stream":
-            return cls(name, streams=1)
-        if name == "nanogpt":
-            return cls(name, window=WINDOW)
-        if found := re.fullmatch("(streams|windows):([1-9][0-9]{0,8})", name):
-            return cls(name, **{"streams" if found[1] == "streams" else "window": int(found[2])})
-        raise UsageError(
-            f"there is no protocol {name!r}: choose stream, streams:64, windows:256 (or other numbers), or nanogpt"
+@dataclass(frozen=True)
+class Evaluation:
+    """What the losses of a text amount to. All means are exact, over the same `characters`."""
+
+    losses: Losses
+
+    @property
+    def characters(self) -> int:
+        """The number of targets."""
+        return len(self.losses.nats)
+
+    @cached_property
+    def bytes(self) -> int:
+        """The size of the targets in UTF-8."""
+        sizes = np.array([len(c.encode("utf-8", "surrogatepass")) for c in self._alphabet])
+        return int(sizes[self._codes[self.losses.places]].sum())
+
+    @cached_property
+    def nats(self) -> float:
+        """Nats per character: the mean of −ln p, unknown characters at their price."""
+        return float(self.losses.nats.mean())
+
+    @property
+    def bits(self) -> float:
+        """Bits per character."""
+        return self.nats / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of the text in UTF-8, comparable between models that read it in other units."""
+        return self.bits * self.characters / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """e^nats."""
+        return math.exp(min(self.nats, 700))
+
+    def accuracy(self, best: int = 1) -> float:
+        """The share of characters that were among the `best` most likely ones."""
+        ranks = self.losses.ranks
+        return float(((ranks >= 0) & (ranks < best)).mean())
+
+    @cached_property
+    def calibration_error(self) -> float:
+        """The expected calibration error (Guo et al. 2017, arXiv:1706.04599) of the most likely character.
+
+        The mean distance between confidence and accuracy, over 15 bins of equal width of the confidence, weighted by
+        their number of characters. Without those that the network did not predict.
+        """
+        predicted = self.losses.ranks >= 0
+        if not predicted.any():
+            return math.nan
+        confidences = self.losses.confidences[predicted].astype(np.float64)
+        correct = self.losses.ranks[predicted] == 0
+        bins = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
+        gaps = np.bincount(bins, confidences - correct, BINS)
+        return float(np.abs(gaps).sum() / len(bins))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `nats`: the percentile interval of a bootstrap over blocks of the text.
+
+        Neighbouring losses are correlated, so that whole blocks of 1,000 characters are drawn (a twentieth of a
+        shorter text), 2,000 times with a fixed seed.
+        """
+        places = self.losses.places - self.losses.places.min()
+        blocks = places // max(1, min(BLOCK, -(-int(places.max() + 1) // 20)))
+        counts = np.bincount(blocks)
+        sums = np.bincount(blocks, self.losses.nats)[counts > 0]
+        counts = counts[counts > 0]
+        rng = np.random.default_rng(0)
+        means = np.empty(RESAMPLES)
+        for i in range(RESAMPLES):
+            drawn = rng.integers(len(sums), size=len(sums))
+            means[i] = sums[drawn].sum() / counts[drawn].sum()
+        low, high = np.percentile(means, (2.5, 97.5))
+        return float(low), float(high)
+
+    @cached_property
+    def by_kind(self) -> dict[str, Part]:
+        """The characters of each kind that occurs, and the first letters of words."""
+        kinds = np.array([KINDS.index(kind_of(c)) for c in self._alphabet])[self._codes]
+        letters = kinds <= KINDS.index("upper case")
+        inside = letters | self._apostrophes(letters)
+        begins = letters & ~np.concatenate([[False], inside[:-1]])
+        kinds = np.where(self.losses.known, kinds, KINDS.index("unknown"))
+        chosen = {kind: kinds == i for i, kind in enumerate(KINDS)} | {"first letters of words": begins}
+        return self._parts({name: mask[self.losses.places] for name, mask in chosen.items()})
+
+    @cached_property
+    def by_distance(self) -> dict[str, Part]:
+        """The characters by how many were read since the last reset: 1, 2, 3–4, 5–8, …"""
+        doublings = np.ceil(np.log2(np.maximum(self.losses.distances, 1))).astype(np.int64)
+        doublings[self.losses.distances < 0] = -1
+        return self._parts(
+            {
+                str(2**k) if k < 2 else f"{2 ** (k - 1) + 1}–{2**k}": doublings == k
+                for k in range(int(doublings.max()) + 1)
+            }
         )
 
-    def describe(self) -> str:
-        """The protocol in words."""
-        if self.name == "nanogpt":
-            return f"nanoGPT's: {BATCHES} random batches of {ROWS} windows of {WINDOW} characters"
-        if self.window:
-            return f"windows of {self.window:,} characters, each read from the initial state"
-        if self.streams > 1:
-            return f"{self.streams:,} streams side by side, the state carried in each from beginning to end"
-        return "one stream, the state carried from beginning to end"
+    @property
+    def unknown(self) -> tuple[int, float]:
+        """How many characters are not in the vocabulary, and all they cost in nats besides −ln p(<unk>)."""
+        return int((~self.losses.known[self.losses.places]).sum()), float(self.losses.price.sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as plain values for JSON."""
+        low, high = self.interval
+        count, nats = self.unknown
+        error = self.calibration_error
+        return {
+            "protocol": self.losses.protocol.name,
+            "characters": self.characters,
+            "bytes": self.bytes,
+            "nats_per_character": self.nats,
+            "nats_per_character_95": [low, high],
+            "bits_per_character": self.bits,
+            "bits_per_byte": self.bits_per_byte,
+            "perplexity": self.perplexity,
+            "accuracy": self.accuracy(),
+            "top5_accuracy": self.accuracy(5),
+            "expected_calibration_error": None if math.isnan(error) else error,
+            "unknown_characters": count,
+            "unknown_nats": nats,
+            "by_kind": {name: vars(part) for name, part in self.by_kind.items()},
+            "by_distance": {name: vars(part) for name, part in self.by_distance.items()},
+        }
+
+    @cached_property
+    def _alphabet(self) -> list[str]:
+        return sorted(set(self.losses.text))
+
+    @cached_property
+    def _codes(self) -> NDArray[np.int64]:
+        """The place in the alphabet of each character of the text."""
+        order = np.array([ord(c) for c in self._alphabet])
+        points = np.frombuffer(self.losses.text.encode("utf-32-le", "surrogatepass"), "<u4")
+        return np.searchsorted(order, points).astype(np.int64)
+
+    def _apostrophes(self, letters: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The apostrophes between two letters, which belong to a word."""
+        marks = np.array([c in "'’" for c in self._alphabet])[self._codes]
+        between = np.zeros_like(letters)
+        between[1:-1] = letters[:-2] & letters[2:]
+        return marks & between
+
+    def _parts(self, masks: dict[str, NDArray[np.bool_]]) -> dict[str, Part]:
+        """What is in each mask (N), without empty ones."""
+        nats, correct = self.losses.nats, self.losses.ranks == 0
+        return {
+            name: Part(int(mask.sum()), float(nats[mask].mean()), float(correct[mask].mean()))
+            for name, mask in masks.items()
+            if mask.any()
+        }
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What was predicted: an entry per target, in the order of the text (for ``nanogpt``, of the batches).
-
-    `text` is the text as the model reads it, `known` which of its characters are in the vocabulary, and `places` (N)
-    the position of each target. `nats` (N) is −ln p(target), which includes `price` (N), that of a character outside
-    the vocabulary. `ranks` (N) counts the symbols that were more likely, `confidences` (N) has the probability of the
-    most likely one, and `distances` (N) the number of characters read since the last reset. A target that the network
-    did not predict has rank and distance −1 and the confidence NaN.
-    """
-
-    text: str
-    protocol: Protocol
-    known: NDArray[np.bool_]
-    places: NDArray[np.int64]
-    nats: NDArray[np.float64]
-    price: NDArray[np.float64]
-    ranks: NDArray[np.int32]
-    confidences: NDArray[np.float32]
-    distances: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A batch's targets: their indices in the ids, and what `Losses` has of each, all (N)."""
-
-    at: NDArray[np.int64]
-    nats: NDArray[np.float64]
-    ranks: NDArray[np.int32]
-    confidences: NDArray[np.float32]
-    distances: NDArray[np.int64]
-
-
-def losses_of(network: Network, vocab: Vocab, text: str, protocol: Protocol, progress: Progress = nothing) -> Losses:
-    """The losses of every character of `text` (normalised) after the first.
-
-    A character outside the vocabulary costs −ln p(<unk>), and what it takes to say which one it is (see
-    `unknown_nats`). A network without <unk> does not read it. `progress` is called with the number of targets that are
-    done, and of all. Raises UsageError for a text that is too short or has no known character, and for a network whose
-    output is not finite.
-    """
-    if len(text) < 2:
-        raise UsageError(f"a text of {len(text)} characters has nothing to predict: give one with at least two")
-    known = vocab.knows(text)
-    if not known.any():
-        raise UsageError("the model knows no character of this text: give one in the script that it was trained on")
-    ids = torch.from_numpy(vocab.encode(text, "unk" if vocab.unk else "skip")).long()
-    places = np.arange(len(text)) if vocab.unk else np.flatnonzero(known)  # of the ids
-    # Where all is known, nothing is paid to say so: the mean is that of the network's own losses.
-    price = np.zeros(len(text)) if known.all() else unknown_nats(text, vocab)
-    if protocol.name == "nanogpt":
-        if len(ids) < len(text) or len(ids) <= WINDOW:
-            raise UsageError(f"nanogpt needs a text of more than {WINDOW} characters, all of them known: use stream")
-        read = list(_read(network, len(vocab), ids, protocol, progress))
-        drawn = {name: np.concatenate([getattr(part, name) for part in read]) for name in vars(read[0])}
-        at, nats = drawn.pop("at"), drawn.pop("nats")
-        return Losses(text, protocol, known, at, nats + price[at], price[at], **drawn)
-
-    # A network without <unk> predicts nothing of what it cannot read, nor the first character after that.
-    nats = np.where(known, math.log(len(vocab)), 0.0) if not vocab.unk else np.zeros(len(text))
-    ranks, distances = np.full(len(text), -1, np.int32), np.full(len(text), -1, np.int64)
-    confidences = np.full(len(text), np.nan, np.float32)
-    for part in _read(network, len(vocab), ids, protocol, progress):
-        where = places[part.at]
-        nats[where], ranks[where], distances[where] = part.nats, part.ranks, part.distances
-        confidences[where] = part.confidences
-    nats += price
-    targets = np.arange(1, len(text))
-    return Losses(text, protocol, known, targets, nats[1:], price[1:], ranks[1:], confidences[1:], distances[1:])
-
-
-@torch.inference_mode()
-def logits_of(network: Network, vocab: Vocab, text: str, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """The logits (N, V) for all characters of `text` that the network predicts, and their ids (N)."""
-    ids_N = torch.from_numpy(vocab.encode(text, "unk" if vocab.unk else "skip")).long()
-    read = [(logits_NV.cpu(), ids_N[at_N]) for at_N, logits_NV, _ in _outputs(network, len(vocab), ids_N, protocol)]
-    return torch.cat([logits for logits, _ in read]), torch.cat([targets for _, targets in read])
-
-
-@torch.inference_mode()
-def _read(network: Network, size: int, ids_N: Tensor, protocol: Protocol, progress: Progress) -> Iterator[_Read]:
-    """What the network predicts of the targets, some columns of a batch at a time."""
-    done, total = 0, BATCHES * ROWS * WINDOW if protocol.name == "nanogpt" else len(ids_N) - 1
-    for at_N, logits_NV, distances_N in _outputs(network, size, ids_N, protocol):
-        logs_NV = logits_NV.double().log_softmax(-1)
-        found_N1 = logs_NV.gather(-1, ids_N[at_N].to(logs_NV.device).unsqueeze(-1))
-        if not found_N1.isfinite().all():
-            raise UsageError(NOT_FINITE)
-        yield _Read(
-            at_N.numpy(),
-            -found_N1[:, 0].cpu().numpy(),
-            (logs_NV > found_N1).sum(-1).int().cpu().numpy(),
-            logs_NV.amax(-1).exp().float().cpu().numpy(),
-            distances_N.numpy(),
-        )
-        done += len(at_N)
-        progress(done, total)
-
-
-def _outputs(network: Network, size: int, ids_N: Tensor, protocol: Protocol) -> Iterator[tuple[Tensor, ...]]:
-    """Of some columns of a batch at a time: the targets' indices in `ids_N`, their logits (N, V), and their distances.
-
-    `size` is that of the vocabulary.
-    """
-    device, last = next(network.parameters()).device, len(ids_N) - 1
-    for at_BL in _batches(last, protocol):
-        state: State | None = None
-        columns = max(1, BUDGET // (len(at_BL) * size * (network.window or 1)))
-        for start in range(0, at_BL.shape[1], columns):
-            at_BT = at_BL[:, start : start + columns]
-            x_BT = ids_N[at_BT.clamp(max=last) - 1].to(device)
-            logits, state, _ = network.at_every_step(x_BT, state)
-            distances_BT = torch.arange(start + 1, start + at_BT.shape[1] + 1).expand_as(at_BT)
-            there_BT = at_BT <= last  # the last stream may end earlier
-            yield at_BT[there_BT], logits[there_BT.to(device)], distances_BT[there_BT]
-
-
-def _batches(targets: int, protocol: Protocol) -> Iterator[Tensor]:
-    """The indices of targets that are read from the initial state together: (B, L), from 1.
-
-    The last stream ends with indices of more than `targets` where it is shorter than the others.
-    """
-    if targets == 0:  # a single known character, and unknown ones
-        return
-    if protocol.streams:
-        rows = min(protocol.streams, targets)
-        columns = -(-targets // rows)
-        yield torch.arange(1, rows * columns + 1).view(rows, columns)
-    elif protocol.name == "nanogpt":
-        rng = torch.Generator().manual_seed(SEED)
-        for _ in range(BATCHES):
-            yield torch.randint(1, targets - WINDOW + 2, (ROWS, 1), generator=rng) + torch.arange(WINDOW)
-    else:
-        whole, rest = divmod(targets, protocol.window)
-        if whole:
-            yield from torch.arange(1, whole * protocol.window + 1).view(whole, -1).split(ROWS)
-        if rest:
-            yield torch.arange(targets - rest + 1, targets + 1)[None]
+def kind_of(character: str) -> str:
+    """One of `KINDS`, by the character's Unicode category: marks count as letters, symbols as punctuation."""
+    category = unicodedata.category(character)
+    if character.isspace():
+        return "spaces"
+    if category in ("Lu", "Lt"):
+        return "upper case"
+    return {"L": "other letters", "M": "other letters", "N": "digits"}.get(category[0], "punctuation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, model_validator
@@ -32,7 +33,7 @@ class EvaluationOptions(Options):
     dynamic_prior: Probability = 0.0
     """The part of the way back to the trained weights that it goes at each step."""
     dynamic_segment: PositiveInt = 20
-    """It learns after so many characters."""
+    """Characters between two learning steps of dynamic evaluation."""
     cache: bool = False
     """Mix in a neural cache of the last 2,000 characters, with settings that suit the end of the training text."""
     temperature: Annotated[float | Literal["fit"], BeforeValidator(_fit_or_number)] = 1.0
@@ -40,10 +41,14 @@ class EvaluationOptions(Options):
 
     @model_validator(mode="after")
     def _fit_together(self) -> EvaluationOptions:
-        if self.dynamic is None:
-            for name in ("dynamic_rate", "dynamic_prior"):
-                if getattr(self, name):
-                    raise OptionError(name, "needs dynamic (sgd or rms), too")
-        elif self.protocol.startswith("windows") or self.protocol == "nanogpt":
+        for name in ("dynamic_rate", "dynamic_prior"):
+            if getattr(self, name) and self.dynamic is None:
+                raise OptionError(name, "needs dynamic (sgd or rms), too")
+        windows = self.protocol.startswith("windows") or self.protocol == "nanogpt"
+        if self.dynamic is not None and windows:
             raise OptionError("dynamic", f"learns along a text: use protocol=stream or streams:64, not {self.protocol}")
+        if self.cache and re.fullmatch("streams:[0-9]{3,}", self.protocol):
+            raise OptionError(
+                "cache", f"takes too much memory for so many streams: not {self.protocol}, but fewer than 100"
+            )
         return self

@@ -146,12 +146,16 @@ def _joined(train: str, sample: str) -> NDArray[Any]:
 
 
 def _divsufsort(array: NDArray[Any]) -> NDArray[np.signedinteger[Any]]:
-    try:
-        library = importlib.import_module("pydivsufsort")
-    except ImportError:
-        raise UsageError("memorisation is measured with a suffix array: pip install -e '.[evaluate]'") from None
-    suffixes: NDArray[np.signedinteger[Any]] = library.divsufsort(array)
+    suffixes: NDArray[np.signedinteger[Any]] = suffix_array_library().divsufsort(array)
     return suffixes
+
+
+def suffix_array_library() -> Any:
+    """The package pydivsufsort. Raises UsageError without it."""
+    try:
+        return importlib.import_module("pydivsufsort")
+    except ImportError:
+        raise UsageError('memorisation needs the package pydivsufsort: pip install -e ".[evaluate]"') from None
 
 
 def _common(joined: NDArray[Any], starts: Ints, others: Ints, border: int) -> Ints:

@@ -15,15 +15,16 @@ import torch
 from pydantic import Field
 
 from charlm.errors import UsageError
-from charlm.inference.evaluation import WINDOW, Protocol, logits_of, losses_of
+from charlm.inference.decoding import NotFinite
 from charlm.inference.evaluation_options import EvaluationOptions
+from charlm.inference.losses import WINDOW, Protocol, logits_of, losses_of
 from charlm.inference.observer import NOBODY, Observer
 from charlm.inference.tuning import Settings, descend, fit_temperature
 from charlm.models.cached import Cached
 from charlm.models.dynamic import Dynamic, mean_squares
 from charlm.models.network import Network
 from charlm.models.tempered import Tempered
-from charlm.options import Options, Positive, PositiveInt, Probability
+from charlm.options import Options, Positive, Probability
 from charlm.text.vocab import Vocab
 
 SLICE = 20_000  # characters on which settings are chosen
@@ -35,13 +36,14 @@ Texts = Callable[[str], str]
 
 
 class DynamicSettings(Options):
-    """The arguments of `Dynamic`; ``rows`` texts are read side by side to measure gradients for ``rms``."""
+    """The arguments of `Dynamic`. For ``rms``, gradients are measured on a split, on `rows` texts side by side."""
 
     rule: Literal["sgd", "rms"]
     rate: Positive
-    segment: PositiveInt
+    segment: Annotated[int, Field(ge=1, le=10_000)]
     prior: Probability = 0.0
-    rows: PositiveInt = 1
+    measured_on: Literal["train", "val"] = "train"
+    rows: Annotated[int, Field(ge=1, le=10_000)] = 1
 
 
 class CacheSettings(Options):
@@ -111,6 +113,7 @@ class Tuner:
     def __init__(self, vocab: Vocab, options: EvaluationOptions, texts: Texts, observer: Observer) -> None:
         self.vocab, self.options, self.texts, self.observer = vocab, options, texts, observer
         self.reported = None if options.text is not None else options.split
+        self.split: Literal["train", "val"] = "val" if self.reported == "train" else "train"
         protocol = Protocol.parse(options.protocol)
         self.protocol = Protocol.parse(f"windows:{WINDOW}") if protocol.name == "nanogpt" else protocol
 
@@ -123,6 +126,7 @@ class Tuner:
             rate=options.dynamic_rate or RATES[options.dynamic],
             segment=options.dynamic_segment,
             prior=options.dynamic_prior,
+            measured_on=self.split,
             rows=max(1, min(self.protocol.streams, SLICE // (4 * options.dynamic_segment))),
         )
         if options.dynamic_rate is None:
@@ -166,14 +170,14 @@ class Tuner:
 
     def _search(self, build: Callable[[Settings], Network], start: Settings, what: str) -> Settings:
         """The settings with the lowest loss, found from `start`."""
-        text = self.texts("val" if self.reported == "train" else "train")[-SLICE:]
+        text = self.texts(self.split)[-SLICE:]
 
         def loss(settings: Settings) -> float:
             values = ", ".join(f"{name} {value:.2g}" for name, value in settings.items())
             self.observer.notify(f"choosing the {what}: {values}")
             try:
                 found = losses_of(build(settings), self.vocab, text, self.protocol, self.observer.progress)
-            except UsageError:  # it diverged
+            except NotFinite:
                 return math.inf
             return float(found.nats.mean())
 
@@ -184,7 +188,9 @@ def adapting(network: Network, settings: DynamicSettings, vocab: Vocab, texts: T
     """Gives `network` with dynamic evaluation at a learning rate."""
     squares = []
     if settings.rule == "rms":
-        ids = torch.from_numpy(vocab.encode(texts("train")[-SLICE:])).long()
-        ids = ids[: len(ids) // settings.rows * settings.rows].view(settings.rows, -1)
+        text = texts(settings.measured_on)[-SLICE:]
+        ids = torch.from_numpy(vocab.encode(text, "unk" if vocab.unk else "skip")).long()
+        rows = max(1, min(settings.rows, len(ids) // 2))
+        ids = ids[: len(ids) // rows * rows].view(rows, -1)
         squares = mean_squares(network, ids.to(next(network.parameters()).device), settings.segment)
     return functools.partial(Dynamic, network, segment=settings.segment, prior=settings.prior, squares=squares)

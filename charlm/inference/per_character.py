@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from charlm.errors import UsageError
-from charlm.inference.evaluation import Losses
+from charlm.inference.losses import Losses
 
 FORMATS = (".csv", ".parquet")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from charlm.inference.measures import Evaluation, Part
+from charlm.inference.evaluation import Evaluation, Part
 from charlm.inference.methods import Methods
 from charlm.output import print_facts, print_table
 
@@ -60,13 +60,19 @@ def plain_table(first: str, *others: str) -> Table:
     return table
 
 
-def models_table(rows: Sequence[tuple[str, Evaluation, float]]) -> Table:
-    """Several models, the lowest loss first, with the seconds that each took."""
-    table = plain_table("model", "nats/char", "95 % interval", "bits/char", "bits/byte", "accuracy", "time")
-    for name, found, seconds in sorted(rows, key=lambda row: row[1].nats):
+def models_table(rows: Sequence[tuple[str, str, Evaluation, float]]) -> Table:
+    """Several models, the lowest loss first: name, text, figures, and the seconds that each took.
+
+    Where they read different texts, there is a column that says which: their losses cannot be compared.
+    """
+    different = len({found.losses.text for _, _, found, _ in rows}) > 1
+    titles = ["nats/char", "95 % interval", "bits/char", "bits/byte", "accuracy", "time"]
+    table = plain_table("model", *(["text"] if different else []), *titles)
+    for name, text, found, seconds in sorted(rows, key=lambda row: row[2].nats):
         low, high = found.interval
         figures = (f"{found.nats:.4f}", f"{low:.4f}–{high:.4f}", f"{found.bits:.4f}", f"{found.bits_per_byte:.4f}")
-        table.add_row(*map(Text, (name, *figures, f"{100 * found.accuracy():.2f} %", f"{seconds:.1f} s")))
+        where = [f"{text}, {found.characters:,} characters"] if different else []
+        table.add_row(*map(Text, (name, *where, *figures, f"{100 * found.accuracy():.2f} %", f"{seconds:.1f} s")))
     return table
 
 
@@ -76,6 +82,19 @@ def seeds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         figures = (f"{row['mean_nats_per_character']:.4f}", f"{row['standard_deviation']:.4f}")
         table.add_row(*map(Text, (", ".join(row["models"]), str(len(row["seeds"])), *figures)))
+    return table
+
+
+def compressors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The sizes for the terminal."""
+    table = plain_table("compressor", "settings", "bytes", "nats/char", "bits/byte", "alone")
+    for row in rows:
+        if "why" in row:
+            table.add_row(*map(Text, (row["name"], row["why"])))
+            continue
+        figures = (f"{row['bytes']:,}", f"{row['nats_per_character']:.4f}", f"{row['bits_per_byte']:.4f}")
+        alone = f"{row['unprimed']:,}" if "unprimed" in row else ""
+        table.add_row(*map(Text, (row["name"], row["settings"], *figures, alone)))
     return table
 
 

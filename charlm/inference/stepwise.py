@@ -20,7 +20,7 @@ from charlm.inference.language_model import LanguageModel
 from charlm.models.network import Network
 from charlm.models.state import State
 
-PROBE = 64  # steps
+PROBE = 256  # steps: an adapting network has changed by then
 
 
 class Stepper:

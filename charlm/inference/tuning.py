@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from charlm.errors import UsageError
+
 Settings = dict[str, float]
 
 FACTORS = (4.0, 2.0, math.sqrt(2))
@@ -38,22 +40,23 @@ def descend(loss: Callable[[Settings], float], start: Mapping[str, float]) -> Se
                     while (steps := steps - 1) and improves(name, factor):
                         pass
                     break
+    if not math.isfinite(lowest):
+        raise UsageError(f"the losses are not finite with any of the settings that were tried, from {dict(start)}")
     return best
 
 
 def fit_temperature(logits_NV: Tensor, targets_N: Tensor) -> float:
-    """The temperature with the lowest mean loss.
+    """The temperature, from 1/20 to 20, with the lowest mean loss.
 
     The loss is convex in its inverse β, whose derivative is the mean difference of the expected and the target's logit.
     """
-    logits_NV = logits_NV.double()
-    chosen_N = logits_NV.gather(-1, targets_N.unsqueeze(-1))[:, 0]
-    low, high = 0.01, 100.0
-    for _ in range(60):
+    low, high = 1 / 20, 20.0
+    for _ in range(25):
         beta = math.sqrt(low * high)
-        expected_N = ((beta * logits_NV).softmax(-1) * logits_NV).sum(-1)
-        if (expected_N - chosen_N).mean() < 0:
-            low = beta
-        else:
-            high = beta
+        slope = 0.0
+        for part_NV, chosen_N in zip(logits_NV.split(1024), targets_N.split(1024), strict=True):
+            part_NV = part_NV.double().clamp(min=-1e4)  # finite, as 0 · ∞ is not
+            expected_N = ((beta * part_NV).softmax(-1) * part_NV).sum(-1)
+            slope += float((expected_N - part_NV.gather(-1, chosen_N.unsqueeze(-1))[:, 0]).sum())
+        low, high = (beta, high) if slope < 0 else (low, beta)
     return 1 / math.sqrt(low * high)

@@ -82,4 +82,5 @@ def mixed(logits_BTV: Tensor, dots_BTM: Tensor, values_BM: Tensor, theta: float,
     some = dots_BTM.isfinite().any(-1, keepdim=True)
     weights = torch.where(some, theta * dots_BTM, 0.0).softmax(-1).to(logs)
     cached = torch.zeros_like(logs).scatter_add_(-1, values_BM.unsqueeze(1).expand(weights.shape), weights)
-    return torch.where(some, torch.log((1 - share) * logs.exp() + share * cached), logs)
+    together = torch.logaddexp(logs + math.log1p(-share), cached.log() + math.log(share))
+    return torch.where(some, together, logs)

@@ -51,9 +51,10 @@ class Dynamic(Network):
         self.rate, self.segment, self.prior = rate, segment, prior
         self._weights = adapted(self.network)
         self._trained = [weight.detach().clone() for weight in self._weights]
-        self._roots = [square.sqrt() + EPSILON for square in squares]
-        mean = sum(root.sum() for root in self._roots) / max(sum(root.numel() for root in self._roots), 1)
-        self._pulls = [(root / mean).clamp(max=1 / prior) * prior if prior else root * 0 for root in self._roots]
+        roots = [square.sqrt() for square in squares]
+        self._roots = [root + EPSILON for root in roots]
+        mean = sum(root.sum() for root in roots) / max(sum(root.numel() for root in roots), 1)
+        self._pulls = [(root / mean).clamp(max=1 / prior) * prior if prior else root * 0 for root in roots]
         self._begin(None)
 
     def forward(self, x_BT: Tensor, state: State | None = None) -> Output:

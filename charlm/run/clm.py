@@ -12,12 +12,14 @@ from charlm.checkpoint.paths import find_checkpoint
 from charlm.checkpoint.storage import replace_file
 from charlm.errors import UsageError
 from charlm.inference.clm_file import read_header
-from charlm.inference.compression import compress, decompress
+from charlm.inference.compression import check_header, compress, decompress
 from charlm.inference.compressors import Compressed, compare
+from charlm.inference.entropy_coder import constriction
 from charlm.inference.evaluation_options import EvaluationOptions
 from charlm.inference.language_model import LanguageModel
 from charlm.inference.methods import Methods, choose_methods
 from charlm.inference.observer import NOBODY, Observer
+from charlm.inference.stepwise import reproducible
 from charlm.run.evaluate import Entry
 from charlm.run.held_out import HeldOut
 
@@ -92,7 +94,9 @@ def compress_file(
 ) -> Outcome:
     """Compress a file with the model and the methods of `options`."""
     source, target = paths
+    constriction()
     data, model = source.read_bytes(), entry.open()
+    options = options.model_copy(update={"protocol": "stream" if streams == 1 else f"streams:{streams}"})
     methods = choose_methods(model.network, model.vocab, options, HeldOut(model, entry.name), observer)
     method = methods.model_dump_json(exclude_none=True) if methods != Methods() else ""
     model = adapted(model, entry.name, methods)
@@ -118,13 +122,16 @@ def decompress_file(entry: Entry, paths: tuple[Path, Path], observer: Observer =
         methods = Methods.model_validate_json(header.method) if header.method else Methods()
     except ValueError:  # pydantic's is one
         raise UsageError(f"{source} is damaged: it names a method that charlm does not have") from None
-    model = adapted(entry.open(), entry.name, methods)
+    trained, digest = entry.open(), checksum(entry.checkpoints)
+    check_header(header, trained, digest, header.method, str(source))
+    with reproducible(trained.network, header.threads):  # gradients may be measured
+        model = adapted(trained, entry.name, methods)
     observer.notify(f"decompressing {source.name}")
     began = time.perf_counter()
     original = decompress(
         model,
         data,
-        checksum=checksum(entry.checkpoints),
+        checksum=digest,
         method=header.method,
         name=str(source),
         progress=observer.progress,

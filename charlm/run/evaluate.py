@@ -16,12 +16,12 @@ from charlm.checkpoint.paths import StrPath, find_checkpoint
 from charlm.errors import UsageError
 from charlm.inference.combining import average as averaged
 from charlm.inference.combining import load_ensemble
-from charlm.inference.evaluation import Protocol, losses_of
+from charlm.inference.evaluation import Evaluation
 from charlm.inference.evaluation_options import EvaluationOptions
 from charlm.inference.language_model import LanguageModel, load
-from charlm.inference.measures import Evaluation
+from charlm.inference.losses import Protocol, losses_of
 from charlm.inference.methods import Methods, choose_methods
-from charlm.inference.observer import NOBODY, Observer
+from charlm.inference.observer import NOBODY, Observer, nothing
 from charlm.run.held_out import HeldOut
 from charlm.text.encodings import AUTO
 from charlm.text.sources import read
@@ -78,7 +78,7 @@ def find_models(paths: Sequence[StrPath], ensemble: Sequence[StrPath], average: 
     Of several paths, those that are files, but no checkpoints, are left out: ``sweeps/…/*`` has some.
     """
     if len(paths) > 1:
-        paths = [path for path in paths if Path(path).is_dir() or Path(path).suffix == ".ckpt"] or paths
+        paths = [path for path in paths if not Path(path).is_file() or Path(path).suffix == ".ckpt"] or paths
     found = [Entry(short(path), [Path(path)], functools.partial(load, path)) for path in paths]
     for kind, several, function in (("ensemble", ensemble, load_ensemble), ("average", average, averaged)):
         if len(several) == 1:
@@ -95,24 +95,32 @@ def short(path: StrPath) -> str:
     return str(where.parent.parent if where.parts[-2:] == ("checkpoints", "best.ckpt") else where)
 
 
-def evaluate_all(models: Sequence[Entry], options: EvaluationOptions, observer: Observer) -> list[Evaluated]:
+def evaluate_all(
+    models: Sequence[Entry],
+    options: EvaluationOptions,
+    observer: Observer,
+    before: Callable[[HeldOut], object] = nothing,
+) -> list[Evaluated]:
     """The figures of every model that can be evaluated, the lowest loss first.
 
-    Of several, one that cannot is left out with a warning. Raises UsageError if none can.
+    Of several, one that cannot is left out with a warning. `before` is called with each model's text: it raises
+    UsageError for what would fail later. Raises UsageError if no model can be evaluated.
     """
     Protocol.parse(options.protocol)
     found, refused = [], []
     for entry in models:
         observer.notify(entry.name)
         try:
-            one = evaluate(entry.open(), entry.name, options, observer)
+            model = entry.open()
+            before(HeldOut(model, entry.name))
+            one = evaluate(model, entry.name, options, observer)
             found.append(dataclasses.replace(one, combined=len(entry.checkpoints) > 1))
         except UsageError as error:
-            refused.append(error)
+            refused.append((entry.name, error))
     if not found:
-        raise refused[0]
-    for reason in refused:
-        observer.warn(f"left out: {reason}")
+        raise refused[0][1]
+    for name, reason in refused:
+        observer.warn(f"{name} is left out: {reason}")
     return sorted(found, key=lambda one: one.evaluation.nats)
 
 
@@ -145,7 +153,7 @@ def over_seeds(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
     rows = []
     for members in groups.values():
         losses = [one.evaluation.nats for one in members]
-        if len(members) > 1:
+        if len({one.model.config.get("seed") for one in members}) == len(members) > 1:
             rows.append(
                 {
                     "models": [one.name for one in members],

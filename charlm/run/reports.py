@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from charlm.errors import UsageError
-from charlm.inference.anomalies import Anomalies, calibrate, find_anomalies
+from charlm.inference.anomalies import PER, Anomalies, calibrate, calibrated_by, find_anomalies
 from charlm.inference.compressors import LeftOut, compare
-from charlm.inference.evaluation import losses_of
 from charlm.inference.evaluation_options import EvaluationOptions
-from charlm.inference.memorisation import Memorisation, memorisation
+from charlm.inference.losses import losses_of
+from charlm.inference.memorisation import Memorisation, memorisation, suffix_array_library
 from charlm.inference.observer import NOBODY, Observer
-from charlm.inference.report import plain_table
-from charlm.run.evaluate import Evaluated
+from charlm.run.evaluate import Evaluated, over_seeds
+from charlm.run.held_out import HeldOut
+from charlm.text.corpus import Corpus
 from charlm.text.encodings import AUTO
 from charlm.text.sources import read
 from charlm.text.vocab import normalise
@@ -56,19 +55,6 @@ def beside_compressors(one: Evaluated, observer: Observer = NOBODY) -> list[dict
     return [*sorted(rows, key=lambda row: row["nats_per_character"]), *left_out]
 
 
-def compressors_table(rows: list[dict[str, Any]]) -> Table:
-    """The sizes for the terminal."""
-    table = plain_table("compressor", "settings", "bytes", "nats/char", "bits/byte", "alone")
-    for row in rows:
-        if "why" in row:
-            table.add_row(*map(Text, (row["name"], row["why"])))
-            continue
-        figures = (f"{row['bytes']:,}", f"{row['nats_per_character']:.4f}", f"{row['bits_per_byte']:.4f}")
-        alone = f"{row['unprimed']:,}" if "unprimed" in row else ""
-        table.add_row(*map(Text, (row["name"], row["settings"], *figures, alone)))
-    return table
-
-
 def surprising(one: Evaluated, rate: float, observer: Observer = NOBODY) -> Anomalies:
     """The passages of the evaluated text that surprise the model more than validation text does.
 
@@ -80,8 +66,10 @@ def surprising(one: Evaluated, rate: float, observer: Observer = NOBODY) -> Anom
     return find_anomalies(losses.nats, losses.text, calibrate(usual.nats, rate))
 
 
-def check_surprising(options: EvaluationOptions) -> None:
+def check_surprising(options: EvaluationOptions, rate: float) -> None:
     """Raise UsageError if no surprising passages can be found with `options`."""
+    if not rate > 0:
+        raise UsageError(f"--anomalies {rate:g}: the rate of false alarms per {PER:,} characters must be more than 0")
     if options.text is None and options.split != "test":
         raise UsageError(
             "--anomalies needs another text than validation text, which calibrates it: --text FILE or --split test"
@@ -90,7 +78,36 @@ def check_surprising(options: EvaluationOptions) -> None:
         raise UsageError("--anomalies needs every character once: choose --protocol stream")
 
 
-def memorised(one: Evaluated, path: str) -> Memorisation:
-    """How much of the sample in the file `path` is in the training text."""
-    sample = normalise(read(path, AUTO, "--memorised").text, **one.model.normalisation)
-    return memorisation(sample, one.held_out("train"))
+def check_compressors(options: EvaluationOptions) -> None:
+    """Raise UsageError if compressors cannot be put beside a model with `options`."""
+    if options.protocol == "nanogpt":
+        raise UsageError("--compressors needs every character once: choose --protocol stream")
+    if options.text is None and options.split == "train":
+        raise UsageError("--compressors are primed with the training text: choose another split to compress")
+
+
+def sample_for(path: str) -> Corpus:
+    """The sample in the file `path`. Raises UsageError where it, or the package that searches it, is not there."""
+    suffix_array_library()
+    return read(path, AUTO, "--memorised")
+
+
+def memorised(one: Evaluated, sample: Corpus) -> Memorisation:
+    """How much of `sample` is in the training text."""
+    return memorisation(normalise(sample.text, **one.model.normalisation), one.held_out("train"))
+
+
+def check_texts(held_out: HeldOut, rate: float | None, *, train: bool) -> None:
+    """Raise UsageError where validation text is missing or too short to calibrate, or `train` text is missing."""
+    if rate is not None:
+        calibrated_by(len(held_out("val")) - 1, rate)
+    if train:
+        held_out("train")
+
+
+def as_dict(found: Sequence[Evaluated], more: Mapping[str, Any], *, one: bool) -> dict[str, Any]:
+    """Everything as plain values for JSON: of one model, with `more` reports, or of several, with means over seeds."""
+    if not one:
+        return {"models": [each.as_dict() for each in found], "seeds": over_seeds(found)}
+    plain = {name: part.as_dict() if hasattr(part, "as_dict") else part for name, part in more.items()}
+    return found[0].as_dict() | plain

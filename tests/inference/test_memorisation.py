@@ -166,5 +166,5 @@ def test_user_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="least=0 must be at least 1"):
         memorisation("a", "a", 0)
     monkeypatch.setitem(sys.modules, "pydivsufsort", None)
-    with pytest.raises(UsageError, match="pip install pydivsufsort"):
+    with pytest.raises(UsageError, match="needs the package pydivsufsort"):
         memorisation("a", "a")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from charlm.errors import OptionError, UsageError
-from charlm.inference.evaluation import Protocol, losses_of
 from charlm.inference.evaluation_options import EvaluationOptions
+from charlm.inference.losses import Protocol, losses_of
 from charlm.inference.methods import Methods, choose_methods
 from charlm.inference.observer import Observer
 from charlm.inference.tuning import descend, fit_temperature

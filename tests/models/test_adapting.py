@@ -73,12 +73,12 @@ def by_hand(network: Network, ids_BT: Tensor, rate: float, segment: int, prior: 
             break
         network.zero_grad()
         F.cross_entropy(output.logits.flatten(0, 1), targets.flatten()).backward()
-        roots = [square.sqrt() + EPSILON for square in squares]
+        roots = [square.sqrt() for square in squares]
         mean = torch.cat([root.flatten() for root in roots]).mean() if roots else 1.0
         with torch.no_grad():
             for i, weight in enumerate(weights):
                 pull = torch.minimum(prior * roots[i] / mean, torch.ones(())) if roots else prior
-                step = rate * weight.grad / (roots[i] if roots else 1)
+                step = rate * weight.grad / (roots[i] + EPSILON if roots else 1)
                 weight += pull * (trained[i] - weight) - step
     return torch.cat(logits, 1)
 
