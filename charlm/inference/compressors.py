@@ -109,8 +109,8 @@ class NotInstalled(Exception):
 def measure(compressor: Compressor, train: bytes, split: bytes) -> Compressed:
     """The sizes of `split` by one compressor. Raises what the compressor raises."""
     began = time.perf_counter()
-    primed = compressor.size(train + split) - (compressor.size(train) if train else 0)
-    unprimed = compressor.size(split) if train else primed
+    unprimed = compressor.size(split)
+    primed = (compressor.size(train + split) if train else unprimed) - compressor.size(train)
     seconds = time.perf_counter() - began
     note = NOTES.get(compressor.name, "")
     return Compressed(compressor.name, compressor.settings, primed, unprimed, seconds, note)

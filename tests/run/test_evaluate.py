@@ -239,7 +239,7 @@ def test_an_ensemble_compresses(evaluate: Run, runs: Path, tmp_path: Path) -> No
         (["a", "--compress", "nowhere"], "there is no file nowhere"),
         (["a", "--compress", "text.txt", "-o", "text.txt"], "is the file to read"),
         (["a", "--compress", "text.txt", "-o", "no/x.clm"], "cannot be written"),
-        (["a", "--compress", "text.txt", "--streams", "0", "-o", "x.clm"], "--streams 0 must be a whole number from 1 to 4096"),
+        (["a", "--compress", "text.txt", "--streams", "0"], "--streams 0 must be a whole number from 1 to 4096"),
         (["a", "--decompress", "text.txt", "-o", "x"], "text.txt is not a .clm file"),
         (["a", "--decompress", "text.txt", "-o", "x", "--cache"], "from the file: leave them out"),
     ],
