@@ -19,7 +19,7 @@ from tests.helpers import ROOT, SMALL, run_train, summary
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (.+)$", README, re.MULTILINE)
-INLINE = re.findall(r"`(python (?:train|sample)\.py[^`]*)`", README)
+INLINE = re.findall(r"`(python (?:train|sample|evaluate)\.py[^`]*)`", README)
 TRAIN = sorted({c.split("&&")[-1].strip() for c in [*COMMANDS, *INLINE] if "train.py" in c and "--help" not in c})
 FEWER = ("trainer.max_epochs=1", "model.hidden_size=8", "data.batch_size=4", "data.bptt=8", "++data.train=400")
 
@@ -77,8 +77,18 @@ def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: py
     run_train(*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.run.dir={tmp_path}/runs/a")
     assert summary(tmp_path / "runs/a")["epochs"] == 2
     shutil.copytree(tmp_path / "runs/a", tmp_path / "runs/b")
+    (tmp_path / "sweeps/s").mkdir(parents=True)
+    shutil.copytree(tmp_path / "runs/a", tmp_path / "sweeps/s/1")
+    evaluations = [c for c in [*COMMANDS, *INLINE] if c.startswith("python evaluate.py")]
+    for command in evaluations:
+        places = {"runs": "runs/a", "sweeps": "sweeps/s/1"}
+        words = [places.get(word.partition("/")[0], word) for word in shlex.split(command)[2:]]
+        done = subprocess.run(
+            [sys.executable, ROOT / "evaluate.py", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "nats/char" in done.stdout
     samples = [c for c in [*COMMANDS, *INLINE] if c.startswith("python sample.py")]
-    assert samples
+    assert samples and evaluations
     for command in samples:
         arguments = [sys.executable, str(ROOT / "sample.py"), *shlex.split(command)[2:], "--unknown", "skip"]
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
