@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     also.add_argument("--per-character", metavar="FILE", help="Write a row per character to FILE.csv or FILE.parquet.")
     beside = "Compare with xz, bzip2, zstd, PPMd and zpaq, primed with the training text."
     also.add_argument("--compressors", action="store_true", help=beside)
-    spans = "List surprising passages, at RATE false alarms per 10,000 characters of validation text (default: 1)."
+    spans = "List surprising passages of --text or --split test, with RATE false alarms per 10,000 characters (1)."
     also.add_argument("--anomalies", metavar="RATE", type=number, nargs="?", const=1.0, help=spans)
     memorised = "Find what the text in FILE, such as a sample, has verbatim from the training text."
     also.add_argument("--memorised", metavar="FILE", help=memorised)
@@ -128,7 +128,7 @@ def evaluate(args: argparse.Namespace, options: EvaluationOptions, models: "list
         reports.check_compressors(options)
     if rate is not None:
         reports.check_surprising(options, rate)
-    sample = reports.sample_for(args.memorised) if args.memorised else None
+    sample = reports.sample_for(args.memorised, options.encoding) if args.memorised else None
     train = args.compressors or sample is not None
     with observed() as observer:
         found = evaluate_all(models, options, observer, lambda text: reports.check_texts(text, rate, train=train))
@@ -203,6 +203,7 @@ def observed() -> Iterator["Observer"]:
         yield Observer(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             notify=lambda line: bar.update(task, description=line),
+            begin=lambda line: None if console.is_terminal else console.print(line, markup=False, soft_wrap=True),
             warn=lambda line: bar.console.print(f"warning: {line}", markup=False, soft_wrap=True),
         )
 

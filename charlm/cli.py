@@ -76,6 +76,9 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(
                 f"{extra!r} belongs to no option: a prompt is one argument in quotes, as in --prompt 'a text'"
             )
+        swallowed = re.fullmatch(r"argument (--[\w-]+): .*?'([^']+)'.*", message, re.DOTALL)
+        if swallowed and Path(swallowed[2]).exists():
+            raise UsageError(f"{swallowed[1]} takes {swallowed[2]} for its value: write {swallowed[2]} before it")
         raise UsageError(f"{message.removeprefix('argument ')}; {LIST}")
 
 

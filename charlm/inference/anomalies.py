@@ -89,9 +89,14 @@ class Anomalies:
         for each in self.found[:most]:
             place = f"line {each.line:,}, column {each.column:,}"
             yield f"  {place}: score {each.score:.1f}, {each.nats:.1f} nats in {counted(len(each.text), 'character')}"
-            yield f"    {visible(each.before)}»{visible(each.text)}«{visible(each.after)}"
+            yield f"    {visible(each.before)}»{visible(shortened(each.text))}«{visible(each.after)}"
         if len(self.found) > most:
             yield f"  and {len(self.found) - most:,} more"
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """`text`, or its beginning and end if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 @checked

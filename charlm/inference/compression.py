@@ -120,7 +120,7 @@ def check_header(header: Header, model: LanguageModel, checksum: str, method: st
     if header.checkpoint.hex() != checksum[:32]:
         raise UsageError(
             f"{name} needs the checkpoint whose SHA-256 begins with {header.checkpoint.hex()}, "
-            f"but that of the one given begins with {checksum[:32]}"
+            f"but that of the one given begins with {checksum[:32]}: give the one that compressed it"
         )
     if header.method != method:
         needed, given = (f"the method {m!r}" if m else "a network that does not adapt" for m in (header.method, method))

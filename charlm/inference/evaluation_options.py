@@ -24,6 +24,8 @@ class EvaluationOptions(Options):
     """The split of the model's own text that is evaluated."""
     text: Text | None = None
     """A file, folder or glob to evaluate instead of a split."""
+    encoding: Text = "auto"
+    """Its encoding; auto finds that of each file."""
     protocol: Text = "stream"
     """What a prediction may look back on: stream, streams:64, windows:256 (any numbers), or nanogpt."""
     dynamic: Literal["sgd", "rms"] | None = None
@@ -41,14 +43,14 @@ class EvaluationOptions(Options):
 
     @model_validator(mode="after")
     def _fit_together(self) -> EvaluationOptions:
+        if self.text is not None and self.split != "val":
+            raise OptionError("split", "does not go with text: evaluate one or the other")
         for name in ("dynamic_rate", "dynamic_prior"):
             if getattr(self, name) and self.dynamic is None:
                 raise OptionError(name, "needs dynamic (sgd or rms), too")
         windows = self.protocol.startswith("windows") or self.protocol == "nanogpt"
         if self.dynamic is not None and windows:
-            raise OptionError("dynamic", f"learns along a text: use protocol=stream or streams:64, not {self.protocol}")
+            raise OptionError("dynamic", "learns along a text: use the protocol stream or streams:64")
         if self.cache and re.fullmatch("streams:[0-9]{3,}", self.protocol):
-            raise OptionError(
-                "cache", f"takes too much memory for so many streams: not {self.protocol}, but fewer than 100"
-            )
+            raise OptionError("cache", "takes too much memory for so many streams: use fewer than 100")
         return self

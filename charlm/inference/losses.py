@@ -21,6 +21,7 @@ from charlm.inference.observer import nothing
 from charlm.inference.unknown import unknown_nats
 from charlm.models.network import Network
 from charlm.models.state import State
+from charlm.output import counted
 from charlm.text.vocab import Vocab
 
 BUDGET = 2**22  # logits at once: 32 MB in float64
@@ -112,7 +113,7 @@ def losses_of(network: Network, vocab: Vocab, text: str, protocol: Protocol, pro
     output is not finite.
     """
     if len(text) < 2:
-        raise UsageError(f"a text of {len(text)} characters has nothing to predict: give one with at least two")
+        raise UsageError(f"a text of {counted(len(text), 'character')} has nothing to predict: give one of two or more")
     known = vocab.knows(text)
     if not known.any():
         raise UsageError("the model knows no character of this text: give one in the script that it was trained on")

@@ -80,9 +80,13 @@ class Methods(Options):
 
     def describe(self) -> dict[str, str]:
         """Each method's settings as text."""
+        shown = self.model_dump(exclude_none=True, exclude_defaults=True, exclude={"dynamic": {"rows", "measured_on"}})
         return {
-            name: ", ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in settings.items())
-            for name, settings in self.model_dump(exclude_none=True).items()
+            name: ", ".join(
+                f"{key.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
+                for key, value in settings.items()
+            )
+            for name, settings in shown.items()
         }
 
 
@@ -93,18 +97,14 @@ def choose_methods(
 
     Raises UsageError where that text is not at hand.
     """
-    chosen = Methods()
     tuner = Tuner(vocab, options, texts, observer)
-    if options.dynamic is not None:
-        chosen = chosen.model_copy(update={"dynamic": tuner.dynamic(network)})
-        network = chosen.apply(network, vocab, texts)
-    if options.cache:
-        settings = tuner.cache(network)
-        chosen = chosen.model_copy(update={"cache": settings})
-        network = Methods(cache=settings).apply(network, vocab, texts)
-    if options.temperature != 1:
-        chosen = chosen.model_copy(update={"temperature": tuner.temperature(network)})
-    return chosen
+    chosen = Methods(
+        dynamic=tuner.dynamic(network) if options.dynamic is not None else None,
+        cache=tuner.cache(network) if options.cache else None,
+    )
+    if options.temperature == 1:
+        return chosen
+    return chosen.model_copy(update={"temperature": tuner.temperature(chosen.apply(network, vocab, texts))})
 
 
 class Tuner:
@@ -136,7 +136,7 @@ class Tuner:
         return settings
 
     def cache(self, network: Network) -> CacheSettings:
-        """The neural cache."""
+        """The neural cache, chosen without dynamic evaluation, which would take many times longer."""
 
         def settings(tried: Settings) -> CacheSettings:
             return CacheSettings(theta=tried["theta"], share=min(tried["share"], 0.5))
@@ -171,6 +171,7 @@ class Tuner:
     def _search(self, build: Callable[[Settings], Network], start: Settings, what: str) -> Settings:
         """The settings with the lowest loss, found from `start`."""
         text = self.texts(self.split)[-SLICE:]
+        self.observer.begin(f"choosing the {what} on {len(text):,} characters of {self.split} text")
 
         def loss(settings: Settings) -> float:
             values = ", ".join(f"{name} {value:.2g}" for name, value in settings.items())

@@ -12,10 +12,14 @@ def nothing(*arguments: object) -> None:
 
 @dataclass(frozen=True)
 class Observer:
-    """`progress` is called with what is done and the total, `notify` with what is done now, `warn` with warnings."""
+    """`progress` is called with what is done and the total, `notify` with what is done now, `warn` with warnings.
+
+    `begin` is called before what may take minutes.
+    """
 
     progress: Callable[[int, int], None] = nothing
     notify: Callable[[str], None] = nothing
+    begin: Callable[[str], None] = nothing
     warn: Callable[[str], None] = nothing
 
 

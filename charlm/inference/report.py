@@ -12,7 +12,7 @@ from rich.text import Text
 
 from charlm.inference.evaluation import Evaluation, Part
 from charlm.inference.methods import Methods
-from charlm.output import print_facts, print_table
+from charlm.output import counted, print_facts, print_table
 
 
 def print_evaluation(console: Console, name: str, text: str, methods: Methods, found: Evaluation) -> None:
@@ -24,21 +24,26 @@ def print_evaluation(console: Console, name: str, text: str, methods: Methods, f
         "protocol": f"{found.losses.protocol.name}: {found.losses.protocol.describe()}",
         **methods.describe(),
         "loss": f"{found.nats:.4f} nats/char, 95 % interval {low:.4f} to {high:.4f}",
-        "": f"{found.bits:.4f} bits/char, {found.bits_per_byte:.4f} bits/byte, perplexity {found.perplexity:.3f}",
+        "": f"{found.bits:.4f} bits/char, {found.bits_per_byte:.4f} bits/byte, perplexity {perplexity(found)}",
         "accuracy": f"{100 * found.accuracy():.2f} %, among the best five {100 * found.accuracy(5):.2f} %",
     }
     if not math.isnan(found.calibration_error):
         facts["calibration"] = f"expected error {100 * found.calibration_error:.2f} %"
     count, nats = found.unknown
     if count:
-        facts["unknown"] = (
-            f"{count:,} characters are not in the vocabulary; saying which they are costs {nats:,.1f} nats"
-        )
+        which = counted(count, "character") + (" is" if count == 1 else " are")
+        facts["unknown"] = f"{which} not in the vocabulary; to say where, and which, costs {nats:,.1f} nats"
     print_facts(console, facts)
     console.print()
     print_table(console, parts_table("kind", found.by_kind))
-    console.print()
-    print_table(console, parts_table("distance", found.by_distance))
+    if found.losses.protocol.name != "stream":  # there, it is nearly always far
+        console.print()
+        print_table(console, parts_table("distance", found.by_distance))
+
+
+def perplexity(found: Evaluation) -> str:
+    """The perplexity as text."""
+    return f"{found.perplexity:.3f}" if found.perplexity < 1e6 else f"{found.perplexity:.3g}"
 
 
 def parts_table(title: str, parts: Mapping[str, Part]) -> Table:

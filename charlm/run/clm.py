@@ -58,7 +58,8 @@ def targets(source: str, output: str | None, *, decompress: bool) -> tuple[Path,
     """The file to read and the one to write. Raises UsageError where one of them cannot be."""
     path = Path(source)
     if not path.is_file():
-        raise UsageError(f"there is no file {source}: name one to {'decompress' if decompress else 'compress'}")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{source} {what}: name a file to {'decompress' if decompress else 'compress'}")
     if output is None:
         if decompress and path.suffix != SUFFIX:
             raise UsageError(f"{source} does not end in {SUFFIX}: name the file to write with -o FILE")

@@ -7,6 +7,7 @@ import functools
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from charlm.inference.losses import Protocol, losses_of
 from charlm.inference.methods import Methods, choose_methods
 from charlm.inference.observer import NOBODY, Observer, nothing
 from charlm.run.held_out import HeldOut
-from charlm.text.encodings import AUTO
+from charlm.text.corpus import Corpus
 from charlm.text.sources import read
 from charlm.text.vocab import normalise
 
@@ -103,19 +104,26 @@ def evaluate_all(
 ) -> list[Evaluated]:
     """The figures of every model that can be evaluated, the lowest loss first.
 
-    Of several, one that cannot is left out with a warning. `before` is called with each model's text: it raises
+    Of several runs, one that cannot is left out with a warning. `before` is called with each model's text: it raises
     UsageError for what would fail later. Raises UsageError if no model can be evaluated.
     """
     Protocol.parse(options.protocol)
     found, refused = [], []
     for entry in models:
         observer.notify(entry.name)
+        combined = len(entry.checkpoints) > 1
         try:
-            model = entry.open()
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always")
+                model = entry.open()
+            for warning in raised:
+                observer.warn(str(warning.message))
             before(HeldOut(model, entry.name))
             one = evaluate(model, entry.name, options, observer)
-            found.append(dataclasses.replace(one, combined=len(entry.checkpoints) > 1))
+            found.append(dataclasses.replace(one, combined=combined))
         except UsageError as error:
+            if combined:
+                raise
             refused.append((entry.name, error))
     if not found:
         raise refused[0][1]
@@ -133,7 +141,7 @@ def evaluate(model: LanguageModel, name: str, options: EvaluationOptions, observ
     if options.text is None:
         text, about = held_out(options.split), f"{options.split} split of {model.corpus.get('name', 'its text')}"
     else:
-        corpus = read(options.text, AUTO, "--text")
+        corpus = read_own(options.text, options.encoding, "--text")
         text, about = normalise(corpus.text, **model.normalisation), corpus.source
     methods = choose_methods(model.network, model.vocab, options, held_out, observer)
     network = methods.apply(model.network, model.vocab, held_out)
@@ -143,6 +151,14 @@ def evaluate(model: LanguageModel, name: str, options: EvaluationOptions, observ
     seconds = time.perf_counter() - started
     adapted = LanguageModel(network, model.vocab, model.normalisation, model.config, model.corpus, model.progress)
     return Evaluated(name, about, options, Evaluation(losses), methods, adapted, held_out, seconds)
+
+
+def read_own(path: str, encoding: str, option: str) -> Corpus:
+    """The text that `option` of the command line names."""
+    try:
+        return read(path, encoding, option)
+    except UsageError as error:
+        raise UsageError(str(error).replace("data.encoding=", "--encoding ")) from None
 
 
 def over_seeds(found: Sequence[Evaluated]) -> list[dict[str, Any]]:

@@ -14,11 +14,9 @@ from charlm.inference.evaluation_options import EvaluationOptions
 from charlm.inference.losses import losses_of
 from charlm.inference.memorisation import Memorisation, memorisation, suffix_array_library
 from charlm.inference.observer import NOBODY, Observer
-from charlm.run.evaluate import Evaluated, over_seeds
+from charlm.run.evaluate import Evaluated, over_seeds, read_own
 from charlm.run.held_out import HeldOut
 from charlm.text.corpus import Corpus
-from charlm.text.encodings import AUTO
-from charlm.text.sources import read
 from charlm.text.vocab import normalise
 
 
@@ -86,10 +84,10 @@ def check_compressors(options: EvaluationOptions) -> None:
         raise UsageError("--compressors are primed with the training text: choose another split to compress")
 
 
-def sample_for(path: str) -> Corpus:
+def sample_for(path: str, encoding: str) -> Corpus:
     """The sample in the file `path`. Raises UsageError where it, or the package that searches it, is not there."""
     suffix_array_library()
-    return read(path, AUTO, "--memorised")
+    return read_own(path, encoding, "--memorised")
 
 
 def memorised(one: Evaluated, sample: Corpus) -> Memorisation:
