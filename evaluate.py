@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charlm.cli import Parser, add_options, exit_cleanly, number, options_of, quick_imports
+from charlm.cli import Parser, add_options, exit_cleanly, forgiving_output, number, options_of, quick_imports
 from charlm.errors import UsageError
 from charlm.inference.evaluation_options import EvaluationOptions
 
@@ -209,5 +209,5 @@ def observed() -> Iterator["Observer"]:
 
 
 if __name__ == "__main__":
-    with exit_cleanly():
+    with forgiving_output(), exit_cleanly():  # as in: evaluate.py | head
         main()

@@ -24,16 +24,15 @@ PLAIN = {
     "trained network": "",
     "in training's streams": "--protocol streams:64",
     "windows of 256": "--protocol windows:256",
-    "nanoGPT's estimate": "--protocol nanogpt",
+    "compressors": "--compressors",
+    "dynamic, SGD, 4 streams": "--dynamic sgd --protocol streams:4 --dynamic-segment 40",
+    "dynamic, SGD": "--dynamic sgd",
     "fitted temperature": "--temperature fit",
     "neural cache": "--cache",
-    "dynamic, SGD": "--dynamic sgd",
     "dynamic, RMS-norm": "--dynamic rms",
-    "dynamic, SGD, 4 streams": "--dynamic sgd --protocol streams:4 --dynamic-segment 40",
-    "dynamic, SGD, with cache": "--dynamic sgd --cache",
-    "compressors": "--compressors",
+    "nanoGPT's estimate": "--protocol nanogpt",
 }
-FILES = ("", "--streams 64", "--dynamic sgd")  # how .clm files are made
+FILES = ("--streams 64", "--streams 16 --dynamic sgd", "")  # how .clm files are made
 
 
 def rows(run: Path) -> Iterator[tuple[str, list[str]]]:

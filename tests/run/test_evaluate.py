@@ -6,7 +6,9 @@ import csv
 import json
 import math
 import runpy
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +86,13 @@ def test_the_table_names_what_it_shows(evaluate: Run) -> None:
     ):
         assert words in out, out
     assert "first letters of words" in out and "distance" not in out
+
+
+def test_nobody_reads_what_it_prints(runs: Path) -> None:
+    for arguments in (["a"], ["a", "--json", "-"]):
+        command = shlex.join([sys.executable, str(ROOT / "evaluate.py"), *arguments]) + " | head -1"
+        done = subprocess.run(command, shell=True, cwd=runs, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
 
 
 def test_a_text_of_ones_own(evaluate: Run, runs: Path) -> None:
