@@ -29,7 +29,7 @@ PLAIN = {
     "dynamic, SGD": "--dynamic sgd",
     "fitted temperature": "--temperature fit",
     "neural cache": "--cache",
-    "dynamic, RMS-norm": "--dynamic rms",
+    "dynamic, RMS-norm, 4 streams": "--dynamic rms --protocol streams:4 --dynamic-segment 40",
     "nanoGPT's estimate": "--protocol nanogpt",
 }
 FILES = ("--streams 64", "--streams 16 --dynamic sgd", "")  # how .clm files are made
