@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "count"), [("checkpoints", 2000), ("configs", 500)])
+@pytest.mark.parametrize(("what", "count"), [("checkpoints", 2000), ("configs", 200)])
 def test_hostile_files_do_no_harm(what: str, count: int) -> None:
     outcome = subprocess.run(
         [sys.executable, "-m", "tests.checkpoint.fuzz", what, str(count)],
