@@ -112,18 +112,12 @@ def losses_of(network: Network, vocab: Vocab, text: str, protocol: Protocol, pro
     done, and of all. Raises UsageError for a text that is too short or has no known character, and for a network whose
     output is not finite.
     """
-    if len(text) < 2:
-        raise UsageError(f"a text of {counted(len(text), 'character')} has nothing to predict: give one of two or more")
-    known = vocab.knows(text)
-    if not known.any():
-        raise UsageError("the model knows no character of this text: give one in the script that it was trained on")
+    known = check_text(vocab, text, protocol)
     ids = torch.from_numpy(vocab.encode(text, "unk" if vocab.unk else "skip")).long()
     places = np.arange(len(text)) if vocab.unk else np.flatnonzero(known)  # of the ids
     # Where all is known, nothing is paid to say so: the mean is that of the network's own losses.
     price = np.zeros(len(text)) if known.all() else unknown_nats(text, vocab)
     if protocol.name == "nanogpt":
-        if len(ids) < len(text) or len(ids) <= WINDOW:
-            raise UsageError(f"nanogpt needs a text of more than {WINDOW} characters, all of them known: use stream")
         read = list(_read(network, len(vocab), ids, protocol, progress))
         drawn = {name: np.concatenate([getattr(part, name) for part in read]) for name in vars(read[0])}
         at, nats = drawn.pop("at"), drawn.pop("nats")
@@ -140,6 +134,18 @@ def losses_of(network: Network, vocab: Vocab, text: str, protocol: Protocol, pro
     nats += price
     targets = np.arange(1, len(text))
     return Losses(text, protocol, known, targets, nats[1:], price[1:], ranks[1:], confidences[1:], distances[1:])
+
+
+def check_text(vocab: Vocab, text: str, protocol: Protocol) -> NDArray[np.bool_]:
+    """Which characters of `text` are known. Raises UsageError for a text that cannot be evaluated."""
+    if len(text) < 2:
+        raise UsageError(f"a text of {counted(len(text), 'character')} has nothing to predict: give one of two or more")
+    known = vocab.knows(text)
+    if not known.any():
+        raise UsageError("the model knows no character of this text: give one in the script that it was trained on")
+    if protocol.name == "nanogpt" and (len(text) <= WINDOW or not (vocab.unk or known.all())):
+        raise UsageError(f"nanogpt needs a text of more than {WINDOW} characters, all of them known: use stream")
+    return known
 
 
 @torch.inference_mode()

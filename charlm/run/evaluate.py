@@ -20,7 +20,7 @@ from charlm.inference.combining import load_ensemble
 from charlm.inference.evaluation import Evaluation
 from charlm.inference.evaluation_options import EvaluationOptions
 from charlm.inference.language_model import LanguageModel, load
-from charlm.inference.losses import Protocol, losses_of
+from charlm.inference.losses import Protocol, check_text, losses_of
 from charlm.inference.methods import Methods, choose_methods
 from charlm.inference.observer import NOBODY, Observer, nothing
 from charlm.run.held_out import HeldOut
@@ -118,8 +118,7 @@ def evaluate_all(
                 model = entry.open()
             for warning in raised:
                 observer.warn(str(warning.message))
-            before(HeldOut(model, entry.name))
-            one = evaluate(model, entry.name, options, observer)
+            one = evaluate(model, entry.name, options, observer, before)
             found.append(dataclasses.replace(one, combined=combined))
         except UsageError as error:
             if combined:
@@ -132,17 +131,25 @@ def evaluate_all(
     return sorted(found, key=lambda one: one.evaluation.nats)
 
 
-def evaluate(model: LanguageModel, name: str, options: EvaluationOptions, observer: Observer = NOBODY) -> Evaluated:
+def evaluate(
+    model: LanguageModel,
+    name: str,
+    options: EvaluationOptions,
+    observer: Observer = NOBODY,
+    before: Callable[[HeldOut], object] = nothing,
+) -> Evaluated:
     """The figures of `model` on the text that `options` name. `name` is that of the model in messages.
 
-    Raises UsageError for what cannot be evaluated.
+    `before` is as in `evaluate_all`. Raises UsageError for what cannot be evaluated.
     """
     protocol, held_out = Protocol.parse(options.protocol), HeldOut(model, name)
+    before(held_out)
     if options.text is None:
         text, about = held_out(options.split), f"{options.split} split of {model.corpus.get('name', 'its text')}"
     else:
         corpus = read_own(options.text, options.encoding, "--text")
         text, about = normalise(corpus.text, **model.normalisation), corpus.source
+    check_text(model.vocab, text, protocol)  # before settings are chosen, which may take minutes
     methods = choose_methods(model.network, model.vocab, options, held_out, observer)
     network = methods.apply(model.network, model.vocab, held_out)
     observer.notify(name)

@@ -231,6 +231,7 @@ def test_an_ensemble_compresses(evaluate: Run, runs: Path, tmp_path: Path) -> No
         (["a", "--text", "nowhere.txt"], "nowhere.txt"),
         (["a", "--text", "empty.txt"], "empty.txt is empty"),
         (["a", "--text", "one.txt"], "has nothing to predict"),
+        (["a", "--text", "one.txt", "--dynamic"], "has nothing to predict"),
         (["a", "--text", "greek.txt"], "knows no character of this text"),
         (["a", "--dynamic", "--protocol", "windows:20"], "--dynamic learns along a text"),
         (["a", "--dynamic-rate", "1"], "--dynamic-rate needs dynamic"),
