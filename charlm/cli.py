@@ -82,26 +82,34 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')}; {LIST}")
 
 
-def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """An argument for each field of `options`. A choice that may be left out has its first value when it has none."""
+def add_options(
+    parser: argparse._ActionsContainer, options: type[Options], leave_out: Sequence[str] = (), unset: bool = False
+) -> None:
+    """An argument for each field of `options`. A choice that may be left out has its first value when it has none.
+
+    With `unset`, arguments that are not given are None, so that a program can tell; `options_of` fills them in.
+    """
     for name, described in options.model_json_schema()["properties"].items():
-        flag, kinds = (
-            f"--{name.replace('_', '-')}",
-            [k for k in described.get("anyOf", [described]) if "null" not in k.values()],
-        )
+        if name in leave_out:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        kinds = [kind for kind in described.get("anyOf", [described]) if "null" not in kind.values()]
+        text, default = " ".join(described["description"].split()), described["default"]
         if described.get("type") == "boolean":
-            parser.add_argument(flag, action="store_true", help=described["description"])
+            parser.add_argument(flag, action="store_true", default=None if unset else default, help=text)
             continue
         more: dict[str, Any] = {"type": str, "metavar": "TEXT"}
         if "enum" in kinds[0]:
             more = {"choices": kinds[0]["enum"]}
-            if described["default"] is None:
+            if default is None and not unset:
                 more |= {"nargs": "?", "const": kinds[0]["enum"][0]}
+        elif kinds[0].get("type") == "array":
+            more |= {"action": "append"}
         elif any(kind.get("type") in ("number", "integer") for kind in kinds):
             words = [kind["const"] for kind in kinds if "const" in kind]
             more = {"type": functools.partial(number, words=words), "metavar": "|".join(["N", *words])}
-        default = "" if described["default"] is None else f" Default: {described['default']}."
-        parser.add_argument(flag, default=described["default"], help=described["description"] + default, **more)
+        text += "" if default is None or default == [] else f" Default: {default}."
+        parser.add_argument(flag, default=None if unset else default, help=text.replace("%", "%%"), **more)
 
 
 def number(text: str, words: Sequence[str] = ()) -> int | float | str:
@@ -117,9 +125,11 @@ def number(text: str, words: Sequence[str] = ()) -> int | float | str:
 def options_of(arguments: argparse.Namespace, options: type[Chosen]) -> Chosen:
     """The fields of `options` on the command line. Raises OptionError for a value that is out of range."""
     try:
-        return options(**{name: getattr(arguments, name) for name in options.model_fields})
+        given = {name: getattr(arguments, name, None) for name in options.model_fields}
+        return options(**{name: value for name, value in given.items() if value is not None})
     except OptionError as error:
-        raise OptionError(f"--{error.name.replace('_', '-')}", error.problem, error.value) from None
+        name = error.name.partition(".")[0].replace("_", "-")  # stop.0 is a value of --stop
+        raise OptionError(f"--{name}", error.problem, error.value) from None
 
 
 @contextmanager

@@ -69,6 +69,7 @@ MESSAGES = {
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_too_short": "must not be empty",
     "model_type": "must be a section of options",
     "model_attributes_type": "must be a section of options",
     "dict_type": "must be a section of options",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +13,13 @@ from charlm.checkpoint.loading import load_checkpoint
 from charlm.checkpoint.paths import StrPath, find_checkpoint
 from charlm.errors import UsageError
 from charlm.inference import scoring
-from charlm.inference.decoding import generate
 from charlm.inference.html import Score, Surprise, card, printable
-from charlm.inference.sampling_options import SamplingOptions
+from charlm.inference.sampling_options import Unknown
+from charlm.inference.text_searcher import TextSearcher
 from charlm.models.network import Network
 from charlm.models.windowed import Windowed
 from charlm.options import PositiveInt, checked
-from charlm.text.vocab import Vocab, normalise
-
-Unknown = Literal["error", "skip"]
+from charlm.text.vocab import Vocab
 
 
 def load(path: StrPath | None = None, trust: Iterable[str] = ()) -> LanguageModel:
@@ -43,7 +41,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class LanguageModel:
+class LanguageModel(TextSearcher):
     """A network with the vocabulary and text normalisation that it was trained with.
 
     `progress` has the ``epoch`` of the weights and their ``val_nats`` or ``train_nats``, as far as they are known.
@@ -58,14 +56,8 @@ class LanguageModel:
         corpus: dict[str, Any] | None = None,
         progress: dict[str, float] | None = None,
     ) -> None:
-        self.network, self.vocab, self.normalisation = network, vocab, normalisation
+        super().__init__(network, vocab, normalisation)
         self.config, self.corpus, self.progress = config or {}, corpus or {}, progress or {}
-
-    @property
-    def starter_id(self) -> int:
-        """The id that is read before a text that starts from nothing: a line break, if the model knows it."""
-        starter = next((c for c in "\n " if c in self.vocab.chars), self.vocab.chars[0])
-        return int(self.vocab.encode(starter)[0])
 
     def describe(self) -> dict[str, str]:
         """What the model is: family, parameters, corpus, vocabulary and loss, each as text."""
@@ -90,28 +82,6 @@ class LanguageModel:
     def _repr_html_(self) -> str:
         return card("LanguageModel", self.describe())
 
-    def stream(self, prompt: str = "", length: int = 500, **options: Any) -> Iterator[str]:
-        """Yield `length` characters that continue `prompt`, each as soon as it is chosen.
-
-        `options` are those of `SamplingOptions`. An empty prompt starts after a line break. Raises UsageError, before
-        the first character, for invalid options and for unknown characters in the prompt.
-        """
-        sampling = SamplingOptions(length=length, **options)
-        ids = self._prompt(prompt, sampling.unknown)
-        if len(ids) == 0:
-            ids = torch.tensor([self.starter_id])
-        rng = torch.Generator()
-        rng.seed() if sampling.seed is None else rng.manual_seed(sampling.seed)
-        temperature = 0.0 if sampling.greedy else sampling.temperature
-        chosen = generate(
-            self.network, ids, sampling.length, temperature=temperature, rng=rng, first_id=self.vocab.offset
-        )
-        return (self.vocab.decode([i]) for i in chosen)
-
-    def generate(self, prompt: str = "", length: int = 500, **options: Any) -> str:
-        """The `length` characters that continue `prompt`, as one string; options as in `stream`."""
-        return "".join(self.stream(prompt, length, **options))
-
     @torch.inference_mode()
     def predictions(self, text: str, unknown: Unknown = "error") -> list[Prediction]:
         """The most likely next character after each character of `text`, read from the initial state.
@@ -126,17 +96,6 @@ class LanguageModel:
         probabilities = logits[0].double().softmax(-1).gather(-1, best)[:, 0]
         read, predicted = self.vocab.decode(ids.tolist()), self.vocab.decode(best[:, 0].tolist())
         return [Prediction(*row) for row in zip(read, predicted, probabilities.tolist(), strict=True)]
-
-    def get_next(self, text: str, unknown: Unknown = "error") -> str:
-        """The lesson's `get_next`: the most likely next character after `text`."""
-        return self.generate(text, 1, greedy=True, unknown=unknown)
-
-    def get_next_n(self, text: str, n: int, **options: Any) -> str:
-        """The lesson's `get_next_n`: `text` and the `n` characters that continue it, each the most likely one.
-
-        The lesson's later models draw them instead: ``temperature=1``; this and other `options` are as in `stream`.
-        """
-        return text + self.generate(text, n, **{"temperature": 0, **options})
 
     def get_nexts(self, text: str, unknown: Unknown = "error") -> list[str]:
         """The lesson's `get_nexts`: the most likely next character after each character of `text`."""
@@ -166,7 +125,7 @@ class LanguageModel:
         The full colour means no better than a guess among all symbols.
         """
         ids = self._scored(text)
-        read = normalise(text, **self.normalisation)
+        read = self._read(text)
         scores = map(Score, read[1:], scoring.score_each(self.network, ids, chunk))
         return Surprise(read[0], list(scores), math.log(max(len(self.vocab), 2)))
 
@@ -182,16 +141,6 @@ class LanguageModel:
             raise UsageError(f"a text needs more than {length} characters to be scored in windows of {length}")
         return scoring.score_by_position(self.network, ids, length, rows)
 
-    @checked
-    def _prompt(self, text: str, unknown: Unknown) -> Tensor:
-        """The ids of a prompt, int64 (T)."""
-        try:
-            return self._encode(text, unknown)
-        except UsageError as error:
-            # sample.py puts its own option in place of this one.
-            more = '; unknown="skip" leaves them out'
-            raise UsageError(f"the model never saw some characters of the prompt; {error}{more}") from None
-
     def _scored(self, text: str) -> Tensor:
         """The ids of a text to be scored, int64 (T)."""
         try:
@@ -201,6 +150,3 @@ class LanguageModel:
         if len(ids) < 2:
             raise UsageError("a text needs at least two characters to be scored")
         return ids
-
-    def _encode(self, text: str, unknown: Unknown | None = None) -> Tensor:
-        return torch.from_numpy(self.vocab.encode(normalise(text, **self.normalisation), unknown)).long()

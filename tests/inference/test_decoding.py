@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 
 from charlm.checkpoint.building import build_network
 from charlm.errors import UsageError
-from charlm.inference.decoding import generate
+from charlm.inference.decoding import Decoding
 from charlm.inference.language_model import LanguageModel
+from charlm.inference.steps.steps import TorchSteps
+from charlm.inference.writing import Writer
 from charlm.models.network import Network, Output
 from charlm.models.recurrent import GRU
 from charlm.models.windowed import Windowed
@@ -79,12 +83,15 @@ def unk_model() -> LanguageModel:
     return LanguageModel(lively(GRU(len(vocab), 8, 16)), vocab, {"lowercase": False})
 
 
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def ids(*values: int) -> Tensor:
-    return torch.tensor(values)
+def generate(
+    network: Network, prompt: list[int], length: int, *, temperature: float = 1.0, seed: int = 0, first_id: int = 0
+) -> Iterator[int]:
+    """Ids that continue `prompt`, one after the other."""
+    steps, ids = TorchSteps(network), np.array(prompt)
+    decoding = Decoding(temperature=temperature)
+    writer = Writer(steps, [(ids, *steps.read(ids))], decoding, [seed], length, first_id=first_id)
+    while writer.written < length:
+        yield int(writer.draw()[0])
 
 
 @torch.inference_mode()
@@ -102,27 +109,27 @@ def test_greedy_is_the_argmax_of_feeding_the_whole_text_again_each_step(family: 
     made = set()
     for prompt in ([3], [8, 1], [7, 5, 2], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]):  # shorter and longer than a window
         expected = greedy_by_brute_force(network, prompt, 30, first_id=2)
-        assert list(generate(network, torch.tensor(prompt), 30, temperature=0, first_id=2)) == expected
+        assert list(generate(network, prompt, 30, temperature=0, first_id=2)) == expected
         made.update(expected)
     assert len(made) > 1
 
 
 def test_every_character_is_read_exactly_once() -> None:
     network = Adder(13)
-    made = list(generate(network, ids(5, 1, 7), 40, temperature=0))
+    made = list(generate(network, [5, 1, 7], 40, temperature=0))
     assert made == greedy_by_brute_force(network, [5, 1, 7], 40)
     assert made[:3] == [16 % 13, (16 + 4) % 13, (16 + 4 + 8) % 13]
 
 
 def test_after_the_prompt_the_network_reads_one_character_a_step() -> None:
     network = Fixed([0.0, 1.0, 2.0])
-    assert len(list(generate(network, ids(0, 1, 2, 1), 6, rng=rng(0)))) == 6
+    assert len(list(generate(network, [0, 1, 2, 1], 6, seed=0))) == 6
     assert network.shapes == [(1, 4)] + [(1, 1)] * 5
 
 
 def test_a_character_is_there_before_the_next_one_is_computed() -> None:
     network = Fixed([0.0, 1.0, 2.0])
-    made = generate(network, ids(0, 1), 6, rng=rng(0))
+    made = generate(network, [0, 1], 6, seed=0)
     next(made)
     assert network.shapes == [(1, 2)]
     next(made)
@@ -130,7 +137,7 @@ def test_a_character_is_there_before_the_next_one_is_computed() -> None:
 
 
 def test_inference_mode_does_not_leak_between_characters() -> None:
-    made = generate(Fixed([0.0, 1.0]), ids(0), 3, rng=rng(0))
+    made = generate(Fixed([0.0, 1.0]), [0], 3, seed=0)
     next(made)
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
@@ -139,7 +146,7 @@ def test_inference_mode_does_not_leak_between_characters() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_samples_follow_softmax_of_logits_over_temperature(temperature: float) -> None:
     logits, draws = [1.0, 0.0, -1.0, 0.5, 0.2], 4000
-    made = torch.tensor(list(generate(Fixed(logits), ids(0), draws, temperature=temperature, rng=rng(7))))
+    made = torch.tensor(list(generate(Fixed(logits), [0], draws, temperature=temperature, seed=7)))
     expected = torch.tensor(logits, dtype=torch.float64).div(temperature).softmax(0) * draws
     chi_square = ((made.bincount(minlength=5) - expected) ** 2 / expected).sum().item()
     assert chi_square < 18.47  # the 99.9 % quantile for 4 degrees of freedom
@@ -147,7 +154,7 @@ def test_samples_follow_softmax_of_logits_over_temperature(temperature: float) -
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another() -> None:
     network = Fixed([0.0] * 20)
-    first, again, other = (list(generate(network, ids(0), 40, rng=rng(seed))) for seed in (3, 3, 4))
+    first, again, other = (list(generate(network, [0], 40, seed=seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
@@ -162,7 +169,7 @@ def test_sampling_leaves_the_global_generator_alone(model: LanguageModel) -> Non
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
 def test_ids_below_the_first_character_are_never_chosen(temperature: float) -> None:
     network = Fixed([90.0, 80.0, 0.0, 1.0, 2.0])
-    made = list(generate(network, ids(2), 300, temperature=temperature, rng=rng(0), first_id=2))
+    made = list(generate(network, [2], 300, temperature=temperature, seed=0, first_id=2))
     assert min(made) >= 2
     assert temperature == 0.0 or set(made) == {2, 3, 4}
 
@@ -190,12 +197,12 @@ def test_temperature_zero_is_greedy(model: LanguageModel) -> None:
 
 
 def test_a_huge_temperature_is_uniform() -> None:
-    made = list(generate(Fixed([-50.0, 0.0, 50.0]), ids(0), 600, temperature=1e300, rng=rng(2)))
+    made = list(generate(Fixed([-50.0, 0.0, 50.0]), [0], 600, temperature=1e300, seed=2))
     assert all(150 < made.count(choice) < 250 for choice in range(3))
 
 
 def test_length_zero_writes_nothing(model: LanguageModel) -> None:
-    assert list(generate(Fixed([0.0, 1.0]), ids(0), 0, rng=rng(0))) == []
+    assert list(generate(Fixed([0.0, 1.0]), [0], 0, seed=0)) == []
     assert model.generate("abc", 0) == ""
 
 
@@ -220,7 +227,7 @@ def test_impossible_lengths_and_temperatures_are_refused_before_the_first_charac
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_network_that_diverged_is_a_usage_error_not_a_crash(temperature: float) -> None:
     with pytest.raises(UsageError):
-        list(generate(Fixed([0.0, math.nan, 1.0]), ids(0), 3, temperature=temperature, rng=rng(0)))
+        list(generate(Fixed([0.0, math.nan, 1.0]), [0], 3, temperature=temperature, seed=0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What a continuation may be: characters of a set, regular expressions, JSON schemas."""

@@ -1,0 +1,1 @@
+"""Decoding by search, on ids: beams, endings of words, fillings of gaps."""
