@@ -1,0 +1,1 @@
+"""Writing together with a model in the terminal: sample.py --interactive."""
