@@ -10,34 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from charlm.checkpoint.building import build_network
-from charlm.checkpoint.format import pack
 from charlm.inference.language_model import LanguageModel, load
-from charlm.text.vocab import Vocab
 
 SCRIPT = Path(__file__).parents[2] / "sample.py"
-CHARS = "".join(sorted("\n !\"'(),.=?[]abcdefghijklmnopqrstuvwxyzéß世"))
-SPEC = {"_target_": "charlm.models.recurrent.GRU", "embedding_size": 8, "hidden_size": 16}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one run in ``runs/``, whose network has random weights."""
-    folder = tmp_path_factory.mktemp("sample")
-    vocab = Vocab(CHARS)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = build_network(SPEC, len(vocab))
-    content = {
-        "charlm": pack(SPEC, vocab, {"lowercase": False}, {}, {}),
-        "state_dict": {f"network.{key}": value for key, value in network.state_dict().items()},
-    }
-    path = folder / "runs" / "one" / "checkpoints" / "best.ckpt"
-    path.parent.mkdir(parents=True)
-    torch.save(content, path)
-    return folder
+def folder(one_run: Path) -> Path:
+    return one_run
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +89,8 @@ def test_long_texts_take_several_tables(folder: Path) -> None:
     assert max(map(len, lines)) <= 40
 
 
-@pytest.mark.parametrize("arguments", [("--positions", ""), ("--positions", "abc", "--prompt", "abc")])
-def test_positions_need_a_text_and_no_prompt(folder: Path, arguments: tuple[str, ...]) -> None:
-    outcome = sample(folder, *arguments)
+def test_positions_need_a_text(folder: Path) -> None:
+    outcome = sample(folder, "--positions", "")
     assert outcome.status == 2 and outcome.out == ""
     assert outcome.err.startswith("error: --positions needs a text")
 
@@ -118,11 +98,11 @@ def test_positions_need_a_text_and_no_prompt(folder: Path, arguments: tuple[str,
 def test_positions_stay_aligned_whatever_the_characters() -> None:
     from rich.cells import cell_len
 
-    import sample as program
+    from charlm.inference import sample_output
     from charlm.inference.language_model import Prediction
 
     rows = [Prediction(read, following, 0.5) for read, following in ("a世", "世a", "\x1bb", "b\u2028", "é\t")]
-    read, following, rest = program.table(rows).split("\n")
+    read, following, rest = sample_output.positions(rows).split("\n")
     assert rest == ""
     assert [cell.split()[0] for cell in (read[6:].split())] == ["a", "世", "·", "b", "é"]
     for line in (read, following):
