@@ -26,7 +26,7 @@ FEWER = ("trainer.max_epochs=1", "model.hidden_size=8", "data.batch_size=4", "da
 
 def test_the_readme_has_the_two_commands() -> None:
     assert "pip install -e . && python train.py model=gru" in COMMANDS
-    assert 'pip install -e ".[dev,keras,notebook,sweep,slurm,ray,evaluate]" && pytest' in COMMANDS
+    assert 'pip install -e ".[dev,keras,notebook,sweep,slurm,ray,evaluate,constrain,interactive]" && pytest' in COMMANDS
 
 
 @pytest.mark.parametrize("command", TRAIN)
@@ -74,7 +74,10 @@ def run_alone(*options: str) -> None:
 
 
 def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_train(*SMALL, "data=text", f"data.path={text_file}", "data.bptt=8", f"hydra.run.dir={tmp_path}/runs/a")
+    (tmp_path / "readme.txt").write_text(README[:8000])  # has the characters that the commands want
+    run_train(
+        *SMALL, "data=text", f"data.path={tmp_path}/readme.txt", "data.bptt=8", f"hydra.run.dir={tmp_path}/runs/a"
+    )
     assert summary(tmp_path / "runs/a")["epochs"] == 2
     shutil.copytree(tmp_path / "runs/a", tmp_path / "runs/b")
     (tmp_path / "sweeps/s").mkdir(parents=True)
@@ -89,10 +92,14 @@ def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: py
         assert done.returncode == 0 and "nats/char" in done.stdout
     samples = [c for c in [*COMMANDS, *INLINE] if c.startswith("python sample.py")]
     assert samples and evaluations
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    (tmp_path / "person.json").write_text(json.dumps({"enum": ["ab", 12]}))
     for command in samples:
+        if "--interactive" in command:
+            continue  # tests/inference/test_interactive.py does
         arguments = [sys.executable, str(ROOT / "sample.py"), *shlex.split(command)[2:], "--unknown", "skip"]
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout
+        assert done.returncode == 0 and done.stdout, done.stderr
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     shutil.copy(text_file, tmp_path / "notes")
