@@ -143,7 +143,8 @@ def pieces(
         yield run(model, prompts[0], options)
     elif asked == "beams":
         assert form.beams is not None
-        yield from output.samples(model.beams(prompts, number, width=form.beams, **ends), form)
+        with output.bar(len(prompts) * options.length) as progress:
+            yield from output.samples(model.beams(prompts, number, width=form.beams, progress=progress, **ends), form)
     elif form.num_samples is None and form.best_of is None and len(prompts) == 1 and form.format == "text":
         stream = model.stream(prompts[0], **options.model_dump())
         yield prompts[0]

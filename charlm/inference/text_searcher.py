@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,11 +50,13 @@ class TextSearcher(TextGenerator):
         length: Count = 500,
         *,
         width: PositiveInt = 8,
+        progress: Callable[[int], object] | None = None,
         **options: Any,
     ) -> Iterator[Sample]:
         """Yield the `n` most probable texts that beam search finds after each prompt, most probable first.
 
-        `width` texts are followed at once. `options` are those of `TextOptions`. Raises UsageError, before the first
+        `width` texts are followed at once. `options` are those of `TextOptions`. `progress` is called with 1 after each
+        character. Raises UsageError, before the first
         text, for mistakes as in `stream`.
         """
         if width < n:
@@ -62,10 +64,16 @@ class TextSearcher(TextGenerator):
         chosen = TextOptions(length=length, **options)
         prompts = self._prompts(prompts, chosen.unknown)
         constraint = self._constraint(chosen)
-        return (beam for prompt in prompts for beam in self._beams(prompt, n, width, chosen, constraint))
+        return (beam for prompt in prompts for beam in self._beams(prompt, n, width, chosen, constraint, progress))
 
     def _beams(
-        self, prompt: str, n: int, width: int, options: TextOptions, constraint: Constraint | None
+        self,
+        prompt: str,
+        n: int,
+        width: int,
+        options: TextOptions,
+        constraint: Constraint | None,
+        progress: Callable[[int], object] | None,
     ) -> Iterator[Sample]:
         steps, stops, read = self.steps(), self._stops(options), self._read(prompt)
         ids = self._started(prompt, options.unknown)
@@ -81,6 +89,7 @@ class TextSearcher(TextGenerator):
             first_id=self.vocab.offset,
             ended=ended if stops else None,
             constraint=constraint,
+            progress=progress,
         )
         texts: dict[str, Sample] = {}
         for beam in found:

@@ -113,6 +113,9 @@ def test_beams_find_the_most_probable_texts(toy: LanguageModel) -> None:
     for sample in found:
         assert sample.logprob == pytest.approx(every[sample.text]) and sample.seed is None
         assert sum(sample.logprobs) == pytest.approx(sample.logprob) and sample.stop_reason == "length"
+    done: list[int] = []
+    assert next(toy.beams("ab", 1, 40, width=1, progress=done.append)).text == toy.generate("ab", 40, greedy=True)
+    assert done == [1] * 40
     assert next(toy.beams("ab", 1, 40, width=1)).text == toy.generate("ab", 40, greedy=True)
 
 

@@ -159,6 +159,13 @@ def test_streaming_and_samples_agree_about_stops(model: LanguageModel) -> None:
             assert "".join(model.stream("a", 80, seed=seed, **options)) == sample.text
 
 
+def test_another_network_is_used_at_once(model: LanguageModel) -> None:
+    changed = LanguageModel(model.network, model.vocab, model.normalisation)
+    before = changed.generate("a", 30, greedy=True)
+    changed.network = one(seed=1).network
+    assert changed.generate("a", 30, greedy=True) == one(seed=1).generate("a", 30, greedy=True) != before
+
+
 def test_new_weights_are_used_at_once() -> None:
     model = one()
     before = model.generate("a", 30, greedy=True)

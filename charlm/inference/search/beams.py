@@ -82,6 +82,7 @@ def beam_search(
     constraint: Constraint | None = None,
     ended: Callable[[Text], bool] | None = None,
     by: Literal["total", "mean"] = "total",
+    progress: Callable[[int], object] | None = None,
 ) -> list[Beam]:
     """Up to `width` texts of at most `length` ids that continue what `steps` has read, the best first.
 
@@ -95,7 +96,7 @@ def beam_search(
 
     Texts of different lengths are compared by `by`: "total", their probability, which favours short ones, or "mean",
     the log-probability per character. (Open texts all have the same length.) Equal ones are in order of their ids.
-    Raises NotFinite.
+    `progress` is called with 1 after each character. Raises NotFinite.
     """
     rules = constraint or Charset(np.ones(logits.shape[-1], bool))
     if length == 0 or not (allowed := rules.allowed(rules.start, length)).any():
@@ -122,6 +123,8 @@ def beam_search(
                 chosen[index] = _Open(ids, logprob, logprobs, place, allowed)
             if len(over if remaining == 0 else chosen) == width:
                 break
+        if progress is not None:
+            progress(1)
         finished = sorted(finished + over, key=lambda beam: _rank(beam, by))[:width]
         if not chosen or (len(finished) == width and _rank(finished[-1], by)[0] < -_bound(chosen, length, by)):
             break
