@@ -90,7 +90,7 @@ class TextGenerator:
         jobs = zip((prompt for prompt in prompts for _ in range(each)), itertools.count(first))
         constraint = self._constraint(chosen)
         drawn = self._drawn(jobs, chosen, constraint, logprobs or best_of is not None, progress)
-        return drawn if each == n else _best(drawn, each, n)
+        return drawn if best_of is None else _best(drawn, each, n)
 
     def _drawn(
         self,

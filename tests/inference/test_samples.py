@@ -97,6 +97,7 @@ def test_the_best_are_the_most_probable_per_character(model: LanguageModel) -> N
     every = list(model.samples("a", 20, 25, seed=9, logprobs=True, stop="e"))
     every.sort(key=lambda sample: -sample.logprob / len(sample.text) if sample.text else math.inf)
     assert list(model.samples("a", 3, 25, seed=9, best_of=20, stop="e")) == every[:3]
+    assert list(model.samples("a", 20, 25, seed=9, best_of=20, stop="e")) == every
 
 
 def test_texts_come_before_all_are_drawn(model: LanguageModel) -> None:
