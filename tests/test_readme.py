@@ -93,6 +93,7 @@ def test_sample_and_python_code(tmp_path: Path, text_file: Path, monkeypatch: py
     samples = [c for c in [*COMMANDS, *INLINE] if c.startswith("python sample.py")]
     assert samples and evaluations
     (tmp_path / "prompts.txt").write_text("a\nb\n")
+    (tmp_path / "letter.txt").write_text("dear")
     (tmp_path / "person.json").write_text(json.dumps({"enum": ["ab", 12]}))
     for command in samples:
         if "--interactive" in command:
