@@ -296,3 +296,16 @@ def test_the_networks_weights_stay_as_they_are() -> None:
     _, state = steps.read(np.arange(9))
     steps.step(np.array([3]), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["gru", "char_loop", "scan_tanh", "keras_loop"])
+def test_tables_that_overflow_are_left_to_pytorch(family: str) -> None:
+    """In double precision, in which a table is made, nothing overflows, so the outputs would differ."""
+    network = build_network(model_spec(family), V).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1e30)
+    found = fastest(network)
+    logits = found.read(np.array([1, 2, 3]))[0]
+    expected = network(torch.tensor([[1, 2, 3]])).logits[:, -1].detach().numpy()
+    assert np.array_equal(np.isfinite(logits), np.isfinite(expected))

@@ -17,7 +17,7 @@ from torch import nn
 
 from charlm.inference.steps.arrays import ArrayNetwork, ArraySteps, WindowedArraySteps, after_first
 from charlm.inference.steps.combined import EnsembleSteps, TemperedSteps
-from charlm.inference.steps.parts import Array, Cell, Doubles, Head, Inputs, Product, States, Table, elman, relu, tanh
+from charlm.inference.steps.parts import Array, Cell, Doubles, Head, Inputs, Product, States, elman, relu, tanh
 from charlm.inference.steps.steps import SteadySteps, Steps, TorchSteps
 from charlm.inference.steps.weights import (
     FOLDED,
@@ -35,6 +35,7 @@ from charlm.inference.steps.weights import (
     product,
     require,
     require_dropout,
+    table,
     table_of,
 )
 from charlm.models import recurrent
@@ -111,7 +112,7 @@ def _scan(network: Any, window: int | None) -> Steps:
     is_relu = type(network) is from_scratch.ScanReLU
     table_VH = double(network.W_x) + double(network.b_h) + (double(network.b_x) if is_relu else 0)
     weight_HH = double(network.W_h.t() if is_relu else network.W_h)
-    layer = Table(table_VH[None], dtype), elman(Product(weight_HH[None], dtype), relu if is_relu else tanh)
+    layer = table(table_VH[None], dtype), elman(Product(weight_HH[None], dtype), relu if is_relu else tanh)
     head = Product(double(network.W_y.t())[None], dtype, double(network.b_y)[None])
     return _steps(ArrayNetwork([layer], Head(head, network.vocab_size), initial_states(network, 1)), window)
 
@@ -132,9 +133,9 @@ def _char_loop(network: Any, window: int | None) -> Steps:
 
     if network.concatenates:
         before = Product(state_HK[None], dtype)
-        layer: Layer = Table(entering_VH[None], dtype), concatenated
+        layer: Layer = table(entering_VH[None], dtype), concatenated
     else:
-        layer = Table(np.maximum(entering_VH, 0)[None], dtype), added
+        layer = table(np.maximum(entering_VH, 0)[None], dtype), added
     return _steps(ArrayNetwork([layer], head_of(network, dtype), initial_states(network, 1)), window)
 
 
@@ -144,18 +145,18 @@ def _keras_loop(network: Any, window: int | None) -> Steps:
     require(window is None or not network.offset or window <= network.places)
     dtype = dtype_of(network)
     weight, bias = linear(network.input)
-    table = Table(np.maximum(embedding(network.embedding) @ weight.T + bias, 0)[None], dtype)
+    begun = table(np.maximum(embedding(network.embedding) @ weight.T + bias, 0)[None], dtype)
     hidden = product(network.hidden, dtype)
     activation = {torch.tanh: tanh, torch.relu: relu}[network.activation]
 
     def cell(i_GCBS: Array, states: States) -> States:
         return (activation(hidden(states[0]))[0] + i_GCBS[0],)
 
-    found = ArrayNetwork([(table, cell)], head_of(network, dtype), initial_states(network, 1))
+    found = ArrayNetwork([(begun, cell)], head_of(network, dtype), initial_states(network, 1))
     if window is None:
         return _steps(found, None)
     places_N = network.offset * np.arange(network.places - window, network.places)
-    return WindowedArraySteps(found, places_N, ((table.values_GCVS[0],),))  # nothing precedes a window
+    return WindowedArraySteps(found, places_N, ((begun.values_GCVS[0],),))  # nothing precedes a window
 
 
 def _steps(found: ArrayNetwork, window: int | None) -> Steps:

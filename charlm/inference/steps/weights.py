@@ -84,10 +84,17 @@ def product(module: nn.Module, dtype: DTypeLike) -> Product:
     return Product(weight[None], dtype, bias[None])
 
 
+def table(values_GVH: Doubles, dtype: DTypeLike) -> Table:
+    """A table, unless it overflows: the sums of which it consists may then be another thing in single precision."""
+    found = Table(values_GVH, dtype)
+    require(bool(np.isfinite(found.values_GCVS).all()))
+    return found
+
+
 def table_of(characters_VE: Doubles, w_GHE: Doubles, b_GH: Doubles, dtype: DTypeLike) -> Table:
     """What each character adds to the gates."""
     require(len(characters_VE) * b_GH.size <= LARGEST_TABLE)
-    return Table(characters_VE @ w_GHE.swapaxes(1, 2) + b_GH[:, None], dtype)
+    return table(characters_VE @ w_GHE.swapaxes(1, 2) + b_GH[:, None], dtype)
 
 
 def head_of(network: Any, dtype: DTypeLike, dense: nn.Module | None = None) -> Head:
