@@ -219,7 +219,10 @@ def test_an_ended_text_is_kept_however_many_open_ones_are_better_for_a_while() -
 
 def test_by_mean_a_long_text_may_win_over_a_short_one() -> None:
     steps = steps_of(Fixed([0.0, 0.2, 2.0]), 3)  # ends with 1
-    ended = lambda ids: ids[-1] == 1  # noqa: E731
+
+    def ended(ids: tuple[int, ...]) -> bool:
+        return ids[-1] == 1
+
     p = np.exp([0.0, 0.2, 2.0]) / np.exp([0.0, 0.2, 2.0]).sum()
     total = search(steps, 9, 4, ended=ended)
     assert total[0].ids == (2,) * 9 if 9 * math.log(p[2]) > math.log(p[1]) else (1,)
