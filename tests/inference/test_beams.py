@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -81,16 +81,16 @@ def search(steps, length: int, width: int, prompt: np.ndarray = PROMPT, **option
     return beam_search(steps, *steps.read(prompt), length, width, **options)
 
 
-def order(by: str) -> Callable[[tuple[tuple[int, ...], float]], tuple]:
-    return lambda found: (-(found[1] / max(len(found[0]), 1) if by == "mean" else found[1]), found[0])
+def order(found: tuple[tuple[int, ...], float]) -> tuple[float, tuple[int, ...]]:
+    return -found[1], found[0]
 
 
-def simple_beams(logprob, vocab_size, length, width, first_id=0, ended=lambda ids: False, by="total"):
+def simple_beams(logprob, vocab_size, length, width, first_id=0, ended=lambda ids: False):
     """A beam search that keeps nothing between the levels but texts, and stops at nothing but the length."""
     texts, over = [()], []
     for level in range(1, length + 1):
         candidates = [(*text, i) for text in texts for i in range(first_id, vocab_size)]
-        best = sorted(((text, logprob(text)) for text in candidates), key=order("total"))
+        best = sorted(((text, logprob(text)) for text in candidates), key=order)
         texts = []
         for text, value in best:
             if ended(text) or level == length:
@@ -99,7 +99,7 @@ def simple_beams(logprob, vocab_size, length, width, first_id=0, ended=lambda id
                 texts.append(text)
             if len(texts) == width:
                 break
-    return sorted(over, key=order(by))[:width]
+    return sorted(over, key=order)[:width]
 
 
 def same(found: list[Beam], expected: list[tuple[tuple[int, ...], float]]) -> None:
@@ -111,7 +111,7 @@ def same(found: list[Beam], expected: list[tuple[tuple[int, ...], float]]) -> No
 def test_wide_beams_find_the_best_of_all_texts(first_id: int) -> None:
     toy = Toy(4, seed=first_id)
     everything = itertools.product(range(first_id, 4), repeat=4)
-    expected = sorted(((text, toy.logprob(text)) for text in everything), key=order("total"))
+    expected = sorted(((text, toy.logprob(text)) for text in everything), key=order)
     for width in (4**3, 4**3 + 5, 10**4):
         same(search(toy, 4, width, first_id=first_id), expected[:width])
 
@@ -131,29 +131,26 @@ def test_width_one_is_greedy() -> None:
     width=st.integers(1, 12),
     special=st.booleans(),
     stop=st.sampled_from([None, 1, 2]),
-    by=st.sampled_from(["total", "mean"]),
 )
-def test_other_widths_equal_a_simple_beam_search(seed, vocab_size, length, width, special, stop, by) -> None:
+def test_other_widths_equal_a_simple_beam_search(seed, vocab_size, length, width, special, stop) -> None:
     toy = Toy(vocab_size, seed)
 
     def ended(ids: tuple[int, ...]) -> bool:
         return stop is not None and ids[-1] == vocab_size - 1 and len(ids) >= stop
 
-    found = search(toy, length, width, first_id=int(special), ended=ended, by=by)
-    same(found, simple_beams(toy.logprob, vocab_size, length, width, int(special), ended, by))
+    found = search(toy, length, width, first_id=int(special), ended=ended)
+    same(found, simple_beams(toy.logprob, vocab_size, length, width, int(special), ended))
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10**6), total=st.integers(0, 9), length=st.integers(0, 5), by=st.sampled_from(["total", "mean"])
-)
-def test_constrained_beams_find_the_best_of_all_texts_that_are_allowed(seed, total, length, by) -> None:
+@given(seed=st.integers(0, 10**6), total=st.integers(0, 9), length=st.integers(0, 5))
+def test_constrained_beams_find_the_best_of_all_texts_that_are_allowed(seed, total, length) -> None:
     toy = Toy(3, seed)
     # A text that has its sum goes on with zeros, so all are of full length.
     everything = [text for text in itertools.product(range(3), repeat=length) if sum(text) == total]
-    expected = sorted(((text, toy.logprob(text)) for text in everything), key=order(by))
-    same(search(toy, length, 3**5, constraint=Total(total, 3), by=by), expected)
-    narrow = {beam.ids for beam in search(toy, length, 2, constraint=Total(total, 3), by=by)}
+    expected = sorted(((text, toy.logprob(text)) for text in everything), key=order)
+    same(search(toy, length, 3**5, constraint=Total(total, 3)), expected)
+    narrow = {beam.ids for beam in search(toy, length, 2, constraint=Total(total, 3))}
     assert narrow <= set(everything)
     assert bool(narrow) == bool(everything)
 
@@ -177,13 +174,12 @@ class Finite:
         return state in self.texts
 
 
-@pytest.mark.parametrize("by", ["total", "mean"])
 @pytest.mark.parametrize("seed", range(5))
-def test_texts_end_where_nothing_more_is_allowed(by: str, seed: int) -> None:
+def test_texts_end_where_nothing_more_is_allowed(seed: int) -> None:
     texts = [(0,), (1, 2, 1), (1, 2, 2), (2, 0), (2, 1, 1, 1, 0), (3, 3, 3, 3, 3, 3)]
     toy = Toy(4, seed)
-    expected = sorted(((text, toy.logprob(text)) for text in texts if len(text) <= 5), key=order(by))
-    same(search(toy, 5, 10, constraint=Finite(texts, 4), by=by), expected)
+    expected = sorted(((text, toy.logprob(text)) for text in texts if len(text) <= 5), key=order)
+    same(search(toy, 5, 10, constraint=Finite(texts, 4)), expected)
 
 
 def test_a_text_that_can_neither_go_on_nor_end_is_dropped() -> None:
@@ -217,20 +213,6 @@ def test_an_ended_text_is_kept_however_many_open_ones_are_better_for_a_while() -
     assert [beam.ids for beam in found] == [(0,), (1, 0, 0, 0)]
 
 
-def test_by_mean_a_long_text_may_win_over_a_short_one() -> None:
-    steps = steps_of(Fixed([0.0, 0.2, 2.0]), 3)  # ends with 1
-
-    def ended(ids: tuple[int, ...]) -> bool:
-        return ids[-1] == 1
-
-    p = np.exp([0.0, 0.2, 2.0]) / np.exp([0.0, 0.2, 2.0]).sum()
-    total = search(steps, 9, 4, ended=ended)
-    assert total[0].ids == (2,) * 9 if 9 * math.log(p[2]) > math.log(p[1]) else (1,)
-    mean = search(steps, 9, 4, ended=ended, by="mean")
-    assert mean[0].ids == (2,) * 9
-    assert mean[0].mean == pytest.approx(math.log(p[2]))
-
-
 def test_among_equals_the_lower_ids_come_first() -> None:
     for network in (Fixed([0.0] * 4), Fixed([0.0, 1.0, 1.0, 1.0])):
         found = search(steps_of(network, 4), 3, 5, first_id=1)
@@ -258,11 +240,10 @@ def test_equals_of_different_parents_are_in_order_of_their_ids() -> None:
 def test_nothing_more_is_read_when_no_open_text_can_win() -> None:
     toy = Toy(3)
     toy.logits = lambda text: np.array([0.0, 0.0, 9.0])
-    for by in ("total", "mean"):
-        found = search(toy, 5, 1, ended=lambda ids: ids[-1] == 2, by=by)
-        one = pytest.approx(toy.logprob((2,)))
-        assert found == [Beam((2,), one, (one,))]
-        assert toy.steps == 0
+    found = search(toy, 5, 1, ended=lambda ids: ids[-1] == 2)
+    one = pytest.approx(toy.logprob((2,)))
+    assert found == [Beam((2,), one, (one,))]
+    assert toy.steps == 0
 
 
 def test_the_state_is_forked_and_each_level_is_one_step() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,6 @@ class Beam:
     """Natural logarithm of its probability, given what was read before."""
     logprobs: tuple[float, ...] = ()
     """Those of its ids, whose sum it is."""
-
-    @property
-    def mean(self) -> float:
-        """Log-probability per character."""
-        return self.logprob / max(len(self.ids), 1)
 
 
 class _Open(NamedTuple):
@@ -81,7 +76,6 @@ def beam_search(
     first_id: int = 0,
     constraint: Constraint | None = None,
     ended: Callable[[Text], bool] | None = None,
-    by: Literal["total", "mean"] = "total",
     progress: Callable[[int], object] | None = None,
 ) -> list[Beam]:
     """Up to `width` texts of at most `length` ids that continue what `steps` has read, the best first.
@@ -94,8 +88,9 @@ def beam_search(
     constraint must let it end there: otherwise a stop is passed over, and a text that cannot go on is dropped, so that
     the list may be empty. Ended texts are found among those that are at least as probable as the `width` that go on.
 
-    Texts of different lengths are compared by `by`: "total", their probability, which favours short ones, or "mean",
-    the log-probability per character. (Open texts all have the same length.) Equal ones are in order of their ids.
+    Texts of different lengths are compared by their whole probability, which favours short ones. Equal ones are in
+    order of their ids.
+
     `progress` is called with 1 after each character. Raises NotFinite.
     """
     rules = constraint or Charset(np.ones(logits.shape[-1], bool))
@@ -125,20 +120,10 @@ def beam_search(
                 break
         if progress is not None:
             progress(1)
-        finished = sorted(finished + over, key=lambda beam: _rank(beam, by))[:width]
-        if not chosen or (len(finished) == width and _rank(finished[-1], by)[0] < -_bound(chosen, length, by)):
+        finished = sorted(finished + over, key=lambda beam: (-beam.logprob, beam.ids))[:width]
+        highest = max((text.logprob for text in chosen.values()), default=-np.inf)
+        if not chosen or (len(finished) == width and finished[-1].logprob > highest):
             break
         rows, texts = [index // scores.shape[1] for index in sorted(chosen)], [chosen[i] for i in sorted(chosen)]
         logits, state = steps.step(np.array([text.ids[-1] for text in texts]), steps.select(state, np.array(rows)))
     return finished
-
-
-def _rank(beam: Beam, by: str) -> tuple[float, Text]:
-    """By what texts are sorted, lowest first."""
-    return -(beam.mean if by == "mean" else beam.logprob), beam.ids
-
-
-def _bound(chosen: dict[int, _Open], length: int, by: str) -> float:
-    """The most that a continuation of an open text can reach: further characters at best have probability 1."""
-    highest = max(text.logprob for text in chosen.values())
-    return highest / length if by == "mean" else highest
